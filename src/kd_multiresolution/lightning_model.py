@@ -1,0 +1,314 @@
+"""The Lightning module: steps, optimiser and anomalib's components; at its end the registration with anomalib."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from anomalib import LearningType
+from anomalib.data import Batch
+from anomalib.metrics import Evaluator
+from anomalib.models import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import Visualizer
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
+
+from kd_multiresolution.convergence import ConvergenceStopping
+from kd_multiresolution.discrepancy import discrepancy_terms, weighted_sum
+from kd_multiresolution.post_processor import RankEvaluator, UnclampedPostProcessor
+from kd_multiresolution.presets import LEARNING_RATE, PRESETS
+from kd_multiresolution.registration import register_models
+from kd_multiresolution.torch_model import KdMultiresolutionModel, check_image_size
+
+logger = logging.getLogger(__name__)
+
+DEFAULT = PRESETS["mvtec"]
+LIGHTNING_MAX_EPOCHS = 1000  # what Lightning sets when a user names neither epochs nor steps
+VALIDATION_INTERVAL = 10  # epochs
+VALUE_WEIGHT_BATCHES = 4
+
+# While a checkpoint is loaded its own weights are on their way: the source's need not be fetched first.
+_weights_follow: ContextVar[bool] = ContextVar("weights_follow", default=False)
+
+
+class KdMultiresolution(AnomalibModule):
+    """Multiresolution knowledge distillation: a small cloner imitates a frozen source on normal images.
+
+    Where the two disagree the image is anomalous; the gradient of their discrepancy at the input shows where. Defaults are
+    the paper's settings for MVTec AD (Salehi et al., CVPR 2021, arXiv 2011.11108).
+
+    Args:
+        source: the frozen network: ``light_vgg``, whose weights come with this package, or any convolutional model of timm,
+            such as ``vgg16.tv_in1k`` (the paper's) or ``resnet18.tv_in1k``.
+        pretrained: use the source's pre-trained weights, downloaded on first use. If false, and no file is given, the
+            source is random.
+        source_weights: a local weight file of the source (``.safetensors`` or ``.pth``) instead of the download.
+        critical_points: names of the source's levels at which the cloner is trained, ``pool1`` to ``pool5`` for VGG,
+            timm's feature levels otherwise (``layer1`` to ``layer4`` for ResNet). Default: the last four.
+        score_points: the critical points that make up score and map. Default: the last three of them.
+        cloner: ``compact`` as in the paper's Fig. 2, or ``equal`` in size to the source.
+        cloner_bias: give the cloner's convolutions a bias. The paper has none.
+        cloner_batch_norm: give the cloner batch norm, as the published code does.
+        terms: terms of the discrepancy: ``total`` (both), ``value`` or ``direction``.
+        value_weight: factor of the value term beside the direction term, above 0; or ``auto``, the paper's rule: equal
+            initial size of both, measured on the first batches before the first step.
+        anomaly_map: ``gradient`` of the score at the input; null for image scores alone, at the cost of forward passes.
+        attribution_path: whether the gradient runs through ``both`` networks, as in the published code, or through the
+            ``cloner`` alone, as the paper has it.
+        sigma: standard deviation of the anomaly map's Gaussian blur, in pixels.
+        percentile_scale: scale every map to [0, 1] by its own 99th percentile, as for the paper's pixel figures. Maps of
+            different images are then not comparable.
+        image_size: height and width in pixels, or one number for both, to which images are resized; multiples of the
+            source's stride at the last critical point. Default: 128. Not together with a pre-processor of your own.
+        imagenet_normalization: normalise images with ImageNet's mean and deviation; the paper does so for CIFAR-10 only.
+        epochs: train for this many epochs. Default: until the training loss has converged. ``--trainer.max_epochs``
+            takes precedence, as an upper limit where ``epochs`` is not given.
+        learning_rate: Adam's learning rate.
+        seed: seed of the cloner's initial weights, and of a random source.
+        pre_processor: anomalib's pre-processor; true for resizing (and normalising, if asked for), false for none.
+        post_processor: anomalib's post-processor; true for one that does not clamp scores, false for raw scores.
+        evaluator: anomalib's evaluator; true for AUROC and F1 score of images and pixels.
+        visualizer: anomalib's visualizer.
+
+    Raises:
+        ValueError: if an argument is out of range, or two of them contradict each other.
+        RuntimeError: if the source's pre-trained weights cannot be had.
+    """
+
+    model: KdMultiresolutionModel
+
+    def __init__(
+        self,
+        source: str = "vgg16.tv_in1k",
+        pretrained: bool = True,
+        source_weights: str | None = None,
+        critical_points: Sequence[str] | None = None,
+        score_points: Sequence[str] | None = None,
+        cloner: Literal["compact", "equal"] = "compact",
+        cloner_bias: bool = False,
+        cloner_batch_norm: bool = True,
+        terms: Literal["total", "value", "direction"] = "total",
+        value_weight: float | Literal["auto"] = DEFAULT.value_weight,
+        anomaly_map: Literal["gradient"] | None = "gradient",
+        attribution_path: Literal["both", "cloner"] = "both",
+        sigma: float = 4.0,
+        percentile_scale: bool = False,
+        image_size: int | tuple[int, int] | None = None,
+        imagenet_normalization: bool = DEFAULT.imagenet_normalization,
+        epochs: int | None = None,
+        learning_rate: float = LEARNING_RATE,
+        seed: int = 0,
+        pre_processor: nn.Module | bool = True,
+        post_processor: nn.Module | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        if pre_processor is not True and (image_size is not None or imagenet_normalization):
+            msg = (
+                f"image_size={image_size!r}, imagenet_normalization={imagenet_normalization!r}: both configure our own "
+                f"pre-processor. Leave them out, or leave out pre_processor={pre_processor!r}."
+            )
+            raise ValueError(msg)
+        for name, number in (("epochs", epochs), ("learning_rate", learning_rate)):
+            if number is not None and not 0 < number < float("inf"):
+                msg = f"{name}={number!r}: expected a number above 0."
+                raise ValueError(msg)
+        size = DEFAULT.image_size if image_size is None else image_size
+        size = (size, size) if isinstance(size, int) else (size[0], size[1])
+        if pre_processor is True:
+            pre_processor = self.configure_pre_processor(size, imagenet_normalization=imagenet_normalization)
+            resizes = True
+        else:
+            resizes = False
+        super().__init__(
+            pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
+        )
+        self.epochs = epochs
+        self.learning_rate = learning_rate
+        weights_follow = _weights_follow.get()
+        self.model = KdMultiresolutionModel(
+            source,
+            pretrained=pretrained and not weights_follow,
+            source_weights=None if weights_follow else source_weights,
+            critical_points=critical_points,
+            score_points=score_points,
+            cloner=cloner,
+            cloner_bias=cloner_bias,
+            cloner_batch_norm=cloner_batch_norm,
+            terms=terms,
+            value_weight=value_weight,
+            anomaly_map=anomaly_map,
+            attribution_path=attribution_path,
+            sigma=sigma,
+            percentile_scale=percentile_scale,
+            seed=seed,
+        )
+        if resizes:
+            check_image_size(size, self.model.source)
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Return the trainer's arguments that the method needs."""
+        return {"gradient_clip_val": 0, "num_sanity_val_steps": 0}
+
+    @property
+    def learning_type(self) -> LearningType:
+        """Return that the model learns from normal images alone."""
+        return LearningType.ONE_CLASS
+
+    @staticmethod
+    def configure_pre_processor(
+        image_size: tuple[int, int] | None = None, *, imagenet_normalization: bool = DEFAULT.imagenet_normalization
+    ) -> PreProcessor:
+        """Return a pre-processor that resizes images, to [0, 1] or with ImageNet's normalisation.
+
+        Args:
+            image_size: height and width in pixels; default: 128 x 128.
+            imagenet_normalization: subtract ImageNet's mean and divide by its deviation.
+        """
+        # anomalib's exported models resize without antialiasing; trained and deployed models must see the same image.
+        transforms: list[Transform] = [Resize(image_size or DEFAULT.image_size, antialias=False)]
+        if imagenet_normalization:
+            transforms.append(Normalize(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD))
+        return PreProcessor(transform=Compose(transforms))
+
+    def configure_post_processor(self) -> PostProcessor:
+        """Return a post-processor that does not clamp scores."""
+        return UnclampedPostProcessor()
+
+    @staticmethod
+    def configure_evaluator() -> Evaluator:
+        """Return anomalib's default metrics, on scores whose order is kept."""
+        return RankEvaluator(test_metrics=list(AnomalibModule.configure_evaluator().test_metrics))
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return anomalib's components, and the stop at convergence unless ``epochs`` or the user's own stop rules."""
+        callbacks = list(super().configure_callbacks())
+        own = any(isinstance(callback, ConvergenceStopping) for callback in self.trainer.callbacks)
+        if self.epochs is None and not own:
+            callbacks.append(ConvergenceStopping())
+        return callbacks
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return Adam over the cloner's weights."""
+        return torch.optim.Adam(self.model.cloner.parameters(), lr=self.learning_rate)
+
+    def on_fit_start(self) -> None:
+        """Set the number of epochs if the user did not."""
+        logger.info("%s.", self.model.source)
+        # trainer_arguments would override the user's own; so only Lightning's fallback is replaced.
+        if self.trainer.max_epochs == LIGHTNING_MAX_EPOCHS and self.trainer.max_steps == -1:
+            self.trainer.fit_loop.max_epochs = self.epochs or DEFAULT.epochs
+
+    def on_train_start(self) -> None:
+        """Find the value weight, if it is ``auto`` and this training does not resume another."""
+        if self.model.value_weight is None:
+            self.model.value_weight = self._initial_value_weight()
+            logger.info("value_weight: auto = %.6g", self.model.value_weight)
+
+    def on_train_epoch_start(self) -> None:
+        """Let most epochs go without validation: it only fits threshold and normalisation, and costs more than an epoch."""
+        if self._validates_sparsely():
+            is_last = self.trainer.current_epoch + 1 == self.trainer.max_epochs
+            self.trainer.check_val_every_n_epoch = 1 if is_last else VALIDATION_INTERVAL
+
+    def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the mean discrepancy of the batch over all critical points."""
+        del args, kwargs
+        terms = discrepancy_terms(*self.model(batch.image), self.model.terms)
+        assert self.model.value_weight is not None  # noqa: S101 - set in on_train_start
+        loss = weighted_sum(terms, self.model.value_weight).mean()
+        losses = {"loss": loss.detach(), **{name: term.detach().mean() for name, term in terms.items()}}
+        for name, mean in losses.items():
+            self.log(
+                f"train_{name}",
+                mean,
+                on_step=False,
+                on_epoch=True,
+                prog_bar=name == "loss",
+                batch_size=batch.batch_size,
+                sync_dist=True,
+            )
+        return loss
+
+    def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int) -> None:
+        """Validate in the epoch in which training stops."""
+        del outputs, batch, batch_idx
+        if self.trainer.should_stop and self._validates_sparsely():
+            self.trainer.check_val_every_n_epoch = 1
+
+    def validation_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Return the batch with raw scores and maps, for threshold and normalisation."""
+        del args, kwargs
+        return batch.update(**self.model(batch.image)._asdict())
+
+    def teardown(self, stage: str) -> None:
+        """Say where the pictures are."""
+        if stage in {"test", "predict"} and self.visualizer is not None and self.trainer.is_global_zero:
+            folder = self.visualizer.output_dir or Path(self.trainer.default_root_dir) / "images"
+            logger.info("Heat maps: %s (source: %s)", folder, self.model.source)
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> KdMultiresolution:
+        """Load a model; the source's weights come from the checkpoint, not from a download or the original file.
+
+        Args:
+            *args: as anomalib's.
+            **kwargs: as anomalib's.
+        """
+        token = _weights_follow.set(True)
+        try:
+            return super().load_from_checkpoint(*args, **kwargs)
+        finally:
+            _weights_follow.reset(token)
+
+    def _validates_sparsely(self) -> bool:
+        """Whether the user left validation at Lightning's default, and the last epoch can be told beforehand."""
+        bounded = self.trainer.max_steps == -1 and self.trainer.max_epochs not in {None, -1}
+        return bounded and self.trainer.check_val_every_n_epoch in {1, VALIDATION_INTERVAL}
+
+    def _initial_value_weight(self) -> float:
+        """Return the ratio of the direction term to the value term on the first batches (Sec. 3.1, below Eq. 4)."""
+        cloner = copy.deepcopy(self.model.cloner).train()  # its batch norm's statistics will have moved
+        sums = torch.zeros(2, device=self.device)
+        # The global random generator decides the order of the images; a look ahead must not change it.
+        with torch.random.fork_rng(), torch.no_grad():
+            for batch in islice(iter(self.trainer.train_dataloader), VALUE_WEIGHT_BATCHES):
+                batch = self.trainer.strategy.batch_to_device(batch)
+                if isinstance(self.pre_processor, Callback):
+                    self.pre_processor.on_train_batch_start(self.trainer, self, batch, 0)
+                images = self.model.checked_images(batch.image)
+                terms = discrepancy_terms(self.model.source(images), cloner(images))
+                sums += torch.stack([terms["direction"].sum(), terms["value"].sum()])
+        direction, value = self.trainer.strategy.reduce(sums, reduce_op="mean").tolist()
+        weight = direction / value if value > 0 else 0.0
+        if not 0 < weight < float("inf"):
+            msg = (
+                f"value_weight='auto': the untrained cloner's errors are {direction} (direction) and {value} (value), which "
+                "have no ratio. Check the training images, or give value_weight a number."
+            )
+            raise ValueError(msg)
+        return weight
+
+
+class kd_multiresolution(KdMultiresolution):  # noqa: N801
+    """:class:`KdMultiresolution` under the name ``--model kd_multiresolution`` (the command line takes class names only)."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> KdMultiresolution:  # type: ignore[misc]
+        """Return a :class:`KdMultiresolution`: checkpoints and result folders carry its name."""
+        return KdMultiresolution(*args, **kwargs)
+
+
+register_models(KdMultiresolution, kd_multiresolution)

@@ -1,0 +1,202 @@
+"""The torch model: images in, features (training) or anomaly scores and maps (evaluation) out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import compress
+from pathlib import Path
+from typing import Any
+
+import torch
+from anomalib.data import InferenceBatch
+from torch import Tensor, nn
+
+from kd_multiresolution.anomaly_map import AnomalyMapGenerator
+from kd_multiresolution.attribution import input_gradient
+from kd_multiresolution.cloner import Cloner
+from kd_multiresolution.discrepancy import discrepancy, normalize_terms
+from kd_multiresolution.source import Source
+
+ANOMALY_MAPS = ("gradient",)
+ATTRIBUTION_PATHS = ("both", "cloner")
+NUM_SCORE_POINTS = 3  # The published code trains on pool2 to pool5, and scores on pool3 to pool5.
+
+
+class KdMultiresolutionModel(nn.Module):
+    """Source, cloner and their discrepancy (arXiv 2011.11108).
+
+    In training mode it returns the activations of both networks, in evaluation mode anomalib's ``InferenceBatch``.
+
+    Args:
+        source: ``light_vgg`` or any convolutional model of timm.
+        pretrained: use the source's pre-trained weights; if false, and no file is given, they are random.
+        source_weights: a local weight file of the source (``.safetensors`` or ``.pth``) instead of a download.
+        critical_points: where source and cloner are compared in training; default: the source's last four levels.
+        score_points: which of them make up score and map; default: the last three.
+        cloner: ``compact`` or ``equal`` (in size to the source).
+        cloner_bias: give the cloner's convolutions a bias.
+        cloner_batch_norm: give the cloner batch norm.
+        terms: ``total``, ``value`` or ``direction``.
+        value_weight: factor of the value term, > 0; ``auto``: the paper's rule, set at the start of training.
+        anomaly_map: ``gradient`` of the score at the input, or ``None`` for scores alone, at the cost of the forward passes.
+        attribution_path: take the gradient through ``both`` networks (published code) or through the ``cloner`` (paper).
+        sigma: standard deviation of the map's Gaussian blur in pixels.
+        percentile_scale: scale each map to its 99th percentile, as the paper's pixel figures; maps are then not comparable.
+        seed: seed of the cloner's initial weights, and of a random source.
+
+    Raises:
+        ValueError: if an argument is out of range, or two of them contradict each other.
+        RuntimeError: if the source's pre-trained weights cannot be had.
+    """
+
+    def __init__(
+        self,
+        source: str = "vgg16.tv_in1k",
+        *,
+        pretrained: bool = True,
+        source_weights: str | Path | None = None,
+        critical_points: Sequence[str] | None = None,
+        score_points: Sequence[str] | None = None,
+        cloner: str = "compact",
+        cloner_bias: bool = False,
+        cloner_batch_norm: bool = True,
+        terms: str | Sequence[str] = "total",
+        value_weight: float | str = 0.5,
+        anomaly_map: str | None = "gradient",
+        attribution_path: str = "both",
+        sigma: float = 4.0,
+        percentile_scale: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if anomaly_map is not None:
+            _check_choice("anomaly_map", anomaly_map, ANOMALY_MAPS)
+        _check_choice("attribution_path", attribution_path, ATTRIBUTION_PATHS)
+        self.terms = normalize_terms(terms)
+        self.value_weight = _checked_value_weight(value_weight)
+        self.anomaly_map = anomaly_map
+        self.attribution_path = attribution_path
+        self.source = Source(
+            source, pretrained=pretrained, weights=source_weights, critical_points=critical_points, seed=seed
+        )
+        self.score_points = self._checked_score_points(score_points)
+        self.cloner = Cloner(self.source.levels, size=cloner, bias=cloner_bias, batch_norm=cloner_batch_norm, seed=seed)
+        self.anomaly_map_generator = AnomalyMapGenerator(sigma, percentile_scale=percentile_scale)
+
+    def features(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the activations of source and cloner at the critical points.
+
+        Args:
+            images: (N, 3, H, W) or (N, 1, H, W), float, H and W multiples of the source's stride.
+
+        Returns:
+            Two lists of (N, C_i, H_i, W_i), the source's without a graph.
+
+        Raises:
+            ValueError: if the images have another shape.
+        """
+        images = self.checked_images(images)
+        with torch.no_grad():
+            source_features = self.source(images)
+        return source_features, self.cloner(images)
+
+    def forward(self, images: Tensor) -> InferenceBatch | tuple[list[Tensor], list[Tensor]]:
+        """Return :meth:`features` in training mode, scores and maps in evaluation mode.
+
+        Args:
+            images: (N, 3, H, W) or (N, 1, H, W), float, H and W multiples of the source's stride.
+
+        Returns:
+            In evaluation mode an ``InferenceBatch``: ``pred_score`` (N,), the raw discrepancy, >= 0 and unbounded;
+            ``anomaly_map`` (N, 1, H, W), >= 0, or ``None``.
+
+        Raises:
+            ValueError: if the images have another shape.
+            RuntimeError: in evaluation mode, if ``value_weight`` is ``auto`` and was never set by training.
+        """
+        if self.training:
+            return self.features(images)
+        images = self.checked_images(images)
+        if self.anomaly_map is None:
+            with torch.no_grad():
+                return InferenceBatch(pred_score=self._score(images))
+        scores, gradient = input_gradient(self._score, images)
+        with torch.no_grad():
+            return InferenceBatch(pred_score=scores, anomaly_map=self.anomaly_map_generator(gradient))
+
+    def _score(self, images: Tensor) -> Tensor:
+        """Return the discrepancy at the score points, (N,)."""
+        if self.value_weight is None:
+            msg = "value_weight='auto' is set at the start of training: train the model first, or give a number."
+            raise RuntimeError(msg)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.attribution_path == "both"):
+            source_features = self.source(images)
+        scored = [point in self.score_points for point in self.source.critical_points]
+        return discrepancy(
+            list(compress(source_features, scored)),
+            list(compress(self.cloner(images), scored)),
+            value_weight=self.value_weight,
+            terms=self.terms,
+        )
+
+    def _checked_score_points(self, score_points: Sequence[str] | None) -> tuple[str, ...]:
+        trained = self.source.critical_points
+        if score_points is None:
+            return trained[-NUM_SCORE_POINTS:]
+        if not score_points or not set(score_points) <= set(trained):
+            msg = f"score_points={list(score_points)!r}: expected some of the critical_points, {', '.join(trained)}."
+            raise ValueError(msg)
+        return tuple(point for point in trained if point in score_points)
+
+    def checked_images(self, images: Tensor) -> Tensor:
+        """Return the images as plain tensors with three channels; grey images are repeated.
+
+        Raises:
+            ValueError: if they have another shape than :meth:`forward` takes.
+        """
+        if images.ndim != 4 or images.shape[1] not in {1, 3} or not images.is_floating_point():
+            msg = f"images: expected float tensors (N, 3, H, W) or (N, 1, H, W), not {images.dtype} {tuple(images.shape)}."
+            raise ValueError(msg)
+        check_image_size(tuple(images.shape[-2:]), self.source)
+        # anomalib's tv_tensors would wrap every intermediate result.
+        return images.as_subclass(Tensor).expand(-1, 3, -1, -1)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps beside the weights: the value weight that ``auto`` found."""
+        return {"value_weight": self.value_weight}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`get_extra_state`."""
+        self.value_weight = state["value_weight"]
+
+
+def check_image_size(image_size: Sequence[int], source: Source) -> None:
+    """Check that every level of the source covers the image exactly.
+
+    Raises:
+        ValueError: if height or width is not a positive multiple of the source's stride.
+    """
+    stride = source.stride
+    if any(side < stride or side % stride for side in image_size):
+        fitting = tuple(max(round(side / stride), 1) * stride for side in image_size)
+        msg = (
+            f"image_size={tuple(image_size)}: height and width must be multiples of {stride}, the stride of source "
+            f"{source.name!r} at {source.levels[-1].name}; for example {fitting}."
+        )
+        raise ValueError(msg)
+
+
+def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        msg = f"{name}={value!r}: expected one of {', '.join(choices)}."
+        raise ValueError(msg)
+
+
+def _checked_value_weight(value_weight: float | str) -> float | None:
+    """Return the weight as a number, or ``None`` while ``auto`` has not found it."""
+    if value_weight == "auto":
+        return None
+    if isinstance(value_weight, str) or not 0 < value_weight < float("inf"):
+        msg = f"value_weight={value_weight!r}: expected a number above 0, or 'auto'."
+        raise ValueError(msg)
+    return float(value_weight)

@@ -1,0 +1,71 @@
+"""Lets anomalib find the model ``kd_multiresolution`` without any action of the user.
+
+Python runs :func:`install` at interpreter start (``kd_multiresolution.pth``; from Python 3.15 on
+``kd_multiresolution.start``). It puts one finder first in ``sys.meta_path`` and imports nothing. When a program imports
+``anomalib.models`` or ``anomalib.data``, and only then, our own module is imported right after it and registers itself.
+It reads one environment variable: ``KD_MULTIRESOLUTION_AUTOLOAD=0`` (or ``false``, ``no``, ``off``) switches it off.
+A fault in our package never breaks anomalib: it ends in one ``RuntimeWarning``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+_IMPORTED_AFTER = {
+    "anomalib.models": "kd_multiresolution.lightning_model",
+    "anomalib.data": "kd_multiresolution.data",
+}
+
+
+def _import_ours(name: str) -> None:
+    import importlib
+    import warnings
+
+    try:
+        importlib.import_module(_IMPORTED_AFTER[name])
+    except Exception as error:
+        warnings.warn(
+            f"kd_multiresolution could not be loaded and is not known to anomalib: {type(error).__name__}: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+class _AnomalibFinder:
+    """Asks the other finders for the module, and has ours imported once it has been executed."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> object:
+        if name not in _IMPORTED_AFTER:
+            return None
+        for finder in sys.meta_path:
+            find_spec = getattr(finder, "find_spec", None)
+            if finder is self or find_spec is None:
+                continue
+            spec = find_spec(name, path, target)
+            if spec is not None:
+                break
+        else:
+            return None
+        if spec.loader is not None and hasattr(spec.loader, "exec_module"):
+            exec_module = spec.loader.exec_module
+
+            def exec_and_import_ours(module: object) -> None:
+                exec_module(module)
+                _import_ours(name)
+
+            # On this loader alone: the class that all modules share stays as it is.
+            spec.loader.exec_module = exec_and_import_ours
+        return spec
+
+
+def install() -> None:
+    """Put the finder in place, once, unless ``KD_MULTIRESOLUTION_AUTOLOAD`` switches it off."""
+    if os.environ.get("KD_MULTIRESOLUTION_AUTOLOAD", "1").strip().lower() in ("0", "false", "no", "off"):
+        return
+    if any(type(finder).__name__ == _AnomalibFinder.__name__ for finder in sys.meta_path):
+        return
+    sys.meta_path.insert(0, _AnomalibFinder())
+    for name in _IMPORTED_AFTER:
+        if name in sys.modules:
+            _import_ours(name)

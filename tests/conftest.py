@@ -1,0 +1,22 @@
+"""Shared data and small networks. What is not there makes its tests skip, with the reason."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(os.environ.get("KD_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+def shared_path(name: str) -> Path:
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"needs {name} in {SHARED} (set KD_SHARED to the folder that has it)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def vectors() -> Path:
+    return shared_path("vectors")
