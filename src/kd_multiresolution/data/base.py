@@ -1,0 +1,233 @@
+"""What every one-class data module here shares: the data set without masks, the constructor, the listing of folders."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from anomalib import TaskType
+from anomalib.data import AnomalibDataModule, AnomalibDataset, ImageItem
+from anomalib.data.utils import LabelName, Split, TestSplitMode, ValSplitMode
+from lightning.pytorch.utilities.types import EVAL_DATALOADERS
+from pandas import DataFrame
+from PIL import Image
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms.v2 import Transform
+from torchvision.transforms.v2.functional import to_dtype, to_image
+
+
+class OneClassDataset(AnomalibDataset):
+    """Images with a label each and no mask; label 0 is the normal class.
+
+    Args:
+        samples: one row per image with ``image_path`` (str), ``split``, ``label`` (str), ``label_index`` (0 or 1) and
+            ``class_name`` (str); see :func:`sample_rows`.
+    """
+
+    def __init__(self, samples: DataFrame) -> None:
+        super().__init__()
+        self.samples = samples
+
+    @property
+    def samples(self) -> DataFrame:
+        """The rows, in the order of the images."""
+        return self._rows
+
+    @samples.setter
+    def samples(self, samples: DataFrame) -> None:
+        # anomalib's setter asks the disk for each file, once per split: slow for tens of thousands that were just
+        # listed, wrong for images that exist in memory only.
+        self._rows = samples.reset_index(drop=True)
+
+    @property
+    def task(self) -> TaskType:
+        """Classification: there are no masks."""
+        return TaskType.CLASSIFICATION
+
+    def field(self, index: int, column: str) -> Any:
+        """Return one value of a row of :attr:`samples`."""
+        return self.samples[column].iloc[index]
+
+    @abstractmethod
+    def read(self, index: int) -> Tensor:
+        """Return the image of a row as a (3, H, W) float tensor in [0, 1], not augmented."""
+
+    def __getitem__(self, index: int) -> ImageItem:
+        """Return the augmented image of a row with its label and path."""
+        image = self.read(index)
+        if self.augmentations:
+            image = self.augmentations(image)
+        return ImageItem(
+            image=image,
+            gt_label=torch.tensor(int(self.field(index, "label_index"))),
+            image_path=self.field(index, "image_path"),
+        )
+
+
+class ImageFiles(OneClassDataset):
+    """A one-class data set of files, read when they are asked for."""
+
+    def read(self, index: int) -> Tensor:
+        """Return the image of a row as a (3, H, W) float tensor in [0, 1], not augmented.
+
+        Grey, palette, CMYK and alpha images become RGB exactly as in anomalib's predictions for single files: alpha is
+        dropped, so that a file has one score however it is read.
+
+        Raises:
+            OSError: if the file cannot be decoded or has more than eight bits per channel; the message names it.
+        """
+        path: str = self.field(index, "image_path")
+        try:
+            with Image.open(path) as image:
+                if image.mode.startswith(("I", "F")):  # the conversion to RGB would clip them to white without a word
+                    msg = f"mode {image.mode}: expected eight bits per channel"
+                    raise ValueError(msg)
+                rgb = to_image(image.convert("RGB"))
+        except (OSError, SyntaxError, ValueError) as error:  # PIL raises all three on damaged files
+            msg = f"{path}: not a readable image ({error}). Replace the file, or take it out of the folder."
+            raise OSError(msg) from error
+        pixels: Tensor = to_dtype(rgb, torch.float32, scale=True)
+        return pixels
+
+
+class OneClassDataModule(AnomalibDataModule):
+    """Base of the one-class data modules: anomalib's, with a validation split that always works.
+
+    Args:
+        train_batch_size: images per training step.
+        eval_batch_size: images per validation, test and prediction step.
+        num_workers: loader processes; 0 reads in the main process.
+        train_augmentations: transform of training images.
+        val_augmentations: transform of validation images.
+        test_augmentations: transform of test images.
+        augmentations: transform for the three stages that name none of their own.
+        test_split_mode: ``from_dir`` tests on the data set's own test images; ``synthetic`` on its normal test images,
+            half of them with artificial defects; ``none`` on its anomalous test images alone.
+        val_split_mode: ``same_as_test``, ``from_train``, ``from_test``, ``from_dir``, ``synthetic`` or ``none``.
+        val_split_ratio: part of the images, in (0, 1), that ``from_train``, ``from_test`` and ``synthetic`` take.
+        seed: seed of the validation split.
+
+    Raises:
+        ValueError: if a split mode does not exist or the data set cannot serve it.
+    """
+
+    # Why the data set cannot serve a mode, by mode.
+    refused_split_modes: ClassVar[dict[str, str]] = {}
+
+    def __init__(
+        self,
+        *,
+        train_batch_size: int,
+        eval_batch_size: int,
+        num_workers: int,
+        train_augmentations: Transform | None,
+        val_augmentations: Transform | None,
+        test_augmentations: Transform | None,
+        augmentations: Transform | None,
+        test_split_mode: TestSplitMode | str,
+        val_split_mode: ValSplitMode | str,
+        val_split_ratio: float,
+        seed: int | None,
+    ) -> None:
+        modes = {"val_split_mode": ValSplitMode(val_split_mode).value}
+        if TestSplitMode(test_split_mode) == TestSplitMode.SYNTHETIC:
+            modes["test_split_mode"] = TestSplitMode.SYNTHETIC.value
+        for argument, mode in modes.items():
+            if mode in self.refused_split_modes:
+                msg = f"{argument}={mode!r}: {type(self).__name__} {self.refused_split_modes[mode]}."
+                raise ValueError(msg)
+        super().__init__(
+            train_batch_size=train_batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            train_augmentations=train_augmentations,
+            val_augmentations=val_augmentations,
+            test_augmentations=test_augmentations,
+            augmentations=augmentations,
+            test_split_mode=test_split_mode,
+            val_split_mode=val_split_mode,
+            val_split_ratio=val_split_ratio,
+            seed=seed,
+        )
+
+    def val_dataloader(self) -> EVAL_DATALOADERS:
+        """Return the validation loader, or none at all with ``val_split_mode="none"``, where anomalib's fit crashes."""
+        return super().val_dataloader() if hasattr(self, "val_data") else []
+
+
+def sample_rows(paths: Sequence[str], class_names: Sequence[str], normal_class: str, split: Split) -> DataFrame:
+    """Return the rows of a :class:`OneClassDataset`.
+
+    Args:
+        paths: one per image.
+        class_names: the class of each image.
+        normal_class: the class with label 0; all others have label 1.
+        split: the split of all of them.
+    """
+    anomalous = [name != normal_class for name in class_names]
+    return DataFrame(
+        {
+            "image_path": list(paths),
+            "split": split,
+            "label": [LabelName.ABNORMAL.name.lower() if a else LabelName.NORMAL.name.lower() for a in anomalous],
+            "label_index": [int(a) for a in anomalous],
+            "class_name": list(class_names),
+            "mask_path": "",  # a column anomalib's synthetic anomalies ask for
+        },
+    )
+
+
+def find_class(normal_class: int | str, names: Sequence[str]) -> int:
+    """Return the position in ``names`` of a class given by name or by number.
+
+    Case does not matter unless two names differ in nothing else; blanks and slashes count as underscores.
+
+    Raises:
+        ValueError: if there is no such class; the message lists those there are.
+
+    Example:
+        >>> names = ["ankle_boot", "bag"]
+        >>> find_class("Ankle boot", names), find_class(1, names)
+        (0, 1)
+    """
+    wanted = str(normal_class)
+    if wanted in names:  # a folder may be called "3": the name wins over the number
+        return names.index(wanted)
+    plain = [_plain(name) for name in names]
+    if plain.count(_plain(wanted)) == 1:
+        return plain.index(_plain(wanted))
+    if wanted.isdecimal() and int(wanted) < len(names):
+        return int(wanted)
+    known = ", ".join(f"{number} {name}" for number, name in enumerate(names))
+    msg = f"normal_class={normal_class!r}: expected the number or the name of one of: {known}."
+    raise ValueError(msg)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace(" ", "_").replace("/", "_")
+
+
+def list_images(folder: Path) -> dict[str, str]:
+    """Return the image files right below a folder, sorted by name, each with the file it really is.
+
+    A scan of the directory alone: no file is opened, and only symbolic links are looked at one by one. Hidden files
+    (``.DS_Store``, ``._name.jpeg`` of archives packed on a Mac) are left out.
+
+    Returns:
+        Path by path the path with links resolved; empty if the folder holds no image or does not exist.
+    """
+    if not folder.is_dir():
+        return {}
+    real_folder = os.path.realpath(folder)
+    with os.scandir(folder) as entries:
+        found = [
+            (entry.path, os.path.realpath(entry.path) if entry.is_symlink() else f"{real_folder}{os.sep}{entry.name}")
+            for entry in entries
+            if not entry.name.startswith(".") and entry.name.lower().endswith(IMG_EXTENSIONS)
+        ]
+    return dict(sorted(found))

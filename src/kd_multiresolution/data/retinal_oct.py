@@ -1,0 +1,115 @@
+"""The retinal OCT images of Kermany et al. (OCT2017), Table 5 of arXiv 2011.11108."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import ClassVar
+
+from anomalib.data.utils import TestSplitMode, ValSplitMode
+from torchvision.transforms.v2 import Transform
+
+from kd_multiresolution.data.one_class_folder import OneClassFolder
+
+logger = logging.getLogger(__name__)
+
+_NORMAL = "NORMAL"
+_CLASSES = frozenset({_NORMAL, "CNV", "DME", "DRUSEN"})
+# Normal training images of the published versions: 2 (and Kaggle's copy), 3.
+_PUBLISHED = (26_315, 51_140)
+
+
+class RetinalOCT(OneClassFolder):
+    """OCT2017: trains on ``train/NORMAL``, tests on all of ``test/{NORMAL,CNV,DME,DRUSEN}``.
+
+    The layout is the archive's own; the folder ``OCT2017`` it unpacks to (``"OCT2017 "`` in Kaggle's copy) may be the
+    root or lie below it. Only these five folders are listed, never the 57,000 diseased training images. Test images
+    whose file name (disease, patient, number) is a training image's too are reported, not refused: they are in the
+    published split.
+
+    Args:
+        root: the folder of ``train`` and ``test``, or the one above it.
+        train_batch_size: images per training step.
+        eval_batch_size: images per validation, test and prediction step.
+        num_workers: loader processes; 0 reads in the main process.
+        train_augmentations: transform of training images.
+        val_augmentations: transform of validation images.
+        test_augmentations: transform of test images.
+        augmentations: transform for the three stages that name none of their own.
+        test_split_mode: ``from_dir`` (the test images), ``synthetic`` or ``none``, as in anomalib.
+        val_split_mode: ``same_as_test`` (thresholds from test labels; training and test set stay whole),
+            ``from_dir`` (Kaggle's copy has 32 images in ``val``), ``from_train``, ``from_test``, ``synthetic`` or
+            ``none``.
+        val_split_ratio: part of the images, in (0, 1), that ``from_train``, ``from_test`` and ``synthetic`` take.
+        seed: seed of the validation split.
+
+    Raises:
+        ValueError: if a split mode does not exist; on setup, if one file is in training and test set.
+        FileNotFoundError: on setup, if a folder or its images are missing.
+
+    Example:
+        >>> datamodule = RetinalOCT(root="datasets/RetinalOCT", eval_batch_size=64)
+    """
+
+    source: ClassVar[str] = (
+        "Expected train/NORMAL and test/{NORMAL,CNV,DME,DRUSEN} of OCT2017: "
+        "https://data.mendeley.com/datasets/rscbjbr9sj/2 or https://www.kaggle.com/datasets/paultimothymooney/kermany2018"
+    )
+
+    def __init__(
+        self,
+        root: Path | str = "./datasets/RetinalOCT",
+        train_batch_size: int = 32,
+        eval_batch_size: int = 32,
+        num_workers: int = 8,
+        train_augmentations: Transform | None = None,
+        val_augmentations: Transform | None = None,
+        test_augmentations: Transform | None = None,
+        augmentations: Transform | None = None,
+        test_split_mode: TestSplitMode | str = TestSplitMode.FROM_DIR,
+        val_split_mode: ValSplitMode | str = ValSplitMode.SAME_AS_TEST,
+        val_split_ratio: float = 0.1,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            root=root,
+            normal_class=_NORMAL,
+            train_batch_size=train_batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            train_augmentations=train_augmentations,
+            val_augmentations=val_augmentations,
+            test_augmentations=test_augmentations,
+            augmentations=augmentations,
+            test_split_mode=test_split_mode,
+            val_split_mode=val_split_mode,
+            val_split_ratio=val_split_ratio,
+            seed=seed,
+        )
+
+    def _setup(self, _stage: str | None = None) -> None:
+        candidates = (self.root, self.root / "OCT2017", self.root / "OCT2017 ")
+        self.root = next((folder for folder in candidates if (folder / "train").is_dir()), self.root)
+        missing = _CLASSES - set(self._classes("test"))
+        if missing:
+            msg = f"{self.root / 'test'}: {', '.join(sorted(missing))} missing, half-unpacked? {self.source}"
+            raise FileNotFoundError(msg)
+        super()._setup(_stage)
+        train = len(self.train_data)
+        if train not in _PUBLISHED:
+            logger.warning(
+                "%s holds %d images; the published versions hold %s. The archive may be half-unpacked.",
+                self.root / "train" / _NORMAL,
+                train,
+                " or ".join(f"{count:,}" for count in _PUBLISHED),
+            )
+        train_names = {Path(path).name for path in self.train_data.samples["image_path"]}
+        test_paths = self.test_data.samples["image_path"]
+        shared = [path for path in test_paths if Path(path).name in train_names]
+        if shared:
+            logger.warning(
+                "%d of %d test images have the file name of a training image, the first is %s.",
+                len(shared),
+                len(test_paths),
+                shared[0],
+            )
