@@ -39,7 +39,7 @@ def test_every_picture_comes_from_its_own_side_of_the_texture(category: str) -> 
         split, label, _ = name.split("/")
         if label != "good":
             continue
-        candidates = np.argwhere(windows[:, :, 0, 0] == pixels[0, 0])
+        candidates = np.argwhere((windows[:, :, 0, ::9] == pixels[0, ::9]).all(-1))
         found[split].update(row for row, column in candidates if (windows[row, column] == pixels).all())
     assert found["train"]
     assert all(row + PATCH <= top or row >= bottom for row in found["train"])

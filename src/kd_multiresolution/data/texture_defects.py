@@ -27,10 +27,10 @@ CATEGORIES = ("brick", "grass", "gravel")
 VERSION = 1
 """To be raised with every change of the pictures: a folder of another version is never taken for this one."""
 
-PATCH = 96
-TEST_ROWS = (152, 360)
-TRAIN_STEP = (14, 16)
-TEST_STEP = (37, 32)
+PATCH = 128
+TEST_ROWS = (160, 352)
+TRAIN_STEP = (8, 16)
+TEST_STEP = (16, 32)
 DEFECTS_PER_KIND = 6
 
 
@@ -194,7 +194,7 @@ class TextureDefects(AnomalibDataModule):
         >>> data = TextureDefects(category="gravel")  # doctest: +SKIP
         >>> data.setup()  # doctest: +SKIP
         >>> next(iter(data.test_dataloader())).gt_mask.shape  # doctest: +SKIP
-        torch.Size([32, 96, 96])
+        torch.Size([32, 128, 128])
     """
 
     def __init__(
