@@ -155,6 +155,12 @@ class OneClassDataModule(AnomalibDataModule):
             seed=seed,
         )
 
+    def _create_test_split(self) -> None:
+        # anomalib's takes the normal images out and appends them again. The sets here bring their own, so that the
+        # test set can stay as it is: the first batches of MNIST's are mixed, as a shortened run wants them.
+        if self.test_split_mode != TestSplitMode.FROM_DIR:
+            super()._create_test_split()
+
     def val_dataloader(self) -> EVAL_DATALOADERS:
         """Return the validation loader, or none at all with ``val_split_mode="none"``, where anomalib's fit crashes."""
         return super().val_dataloader() if hasattr(self, "val_data") else []

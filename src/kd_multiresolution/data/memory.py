@@ -13,7 +13,7 @@ from anomalib.visualization.base import Visualizer
 from lightning.pytorch import Callback, LightningModule, Trainer
 from pandas import DataFrame
 from torch import Tensor
-from torchvision.io import write_png
+from torchvision.transforms.v2.functional import to_pil_image
 
 from kd_multiresolution.data.base import OneClassDataset
 
@@ -106,15 +106,15 @@ class SampledVisualizer(Callback):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        chosen = [(item, path) for item in batch if (path := item.image_path) is not None and path in self.images]
-        if not chosen:
+        if self.images.keys().isdisjoint(batch.image_path or ()):  # most batches: not taken apart
             return
+        chosen = [(item, path) for item in batch if (path := item.image_path) is not None and path in self.images]
         with TemporaryDirectory(prefix="kd_multiresolution_") as folder:
             for item, path in chosen:
                 # The visualizer names its picture by the folders below the data module's name.
                 file = Path(folder, path)
                 file.parent.mkdir(parents=True, exist_ok=True)
-                write_png(self.images[path], str(file))
+                to_pil_image(self.images[path]).save(file)
                 item.image_path = str(file)
             drawn = ImageBatch.collate([item for item, _ in chosen])
             getattr(self.visualizer, hook)(trainer, pl_module, outputs, drawn, batch_idx, dataloader_idx)
