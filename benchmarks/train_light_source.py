@@ -72,7 +72,7 @@ def accuracy(model: TextureClassifier, batches: Iterator[tuple[Tensor, Tensor]],
 
 def train(
     output: Path,
-    steps: int = 2500,
+    steps: int = 900,
     batch_size: int = 64,
     size: int = 64,
     per_family: int = 8,
