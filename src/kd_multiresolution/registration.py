@@ -7,7 +7,8 @@ order of imports works.
 
 from __future__ import annotations
 
-import anomalib.models
+# "as": while anomalib.models is still being imported it is not yet an attribute of anomalib.
+import anomalib.models as registry
 from anomalib.models import AnomalibModule
 
 
@@ -17,5 +18,5 @@ def register_models(*models: type[AnomalibModule]) -> None:
     ``ALLOWED_MODULES`` keeps anomalib from importing whatever a configuration names; this adds our package alone.
     """
     for model in models:
-        setattr(anomalib.models, model.__name__, model)
-    anomalib.models.ALLOWED_MODULES.add("kd_multiresolution")
+        setattr(registry, model.__name__, model)
+    registry.ALLOWED_MODULES.add("kd_multiresolution")
