@@ -16,6 +16,7 @@ _IMPORTED_AFTER = {
     "anomalib.models": "kd_multiresolution.lightning_model",
     "anomalib.data": "kd_multiresolution.data",
 }
+_faults: set[str] = set()
 
 
 def _import_ours(name: str) -> None:
@@ -25,11 +26,10 @@ def _import_ours(name: str) -> None:
     try:
         importlib.import_module(_IMPORTED_AFTER[name])
     except Exception as error:
-        warnings.warn(
-            f"kd_multiresolution could not be loaded and is not known to anomalib: {type(error).__name__}: {error}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        fault = f"kd_multiresolution could not be loaded, anomalib goes on without it: {type(error).__name__}: {error}"
+        if fault not in _faults:  # Both imports fail alike when the whole package is broken.
+            _faults.add(fault)
+            warnings.warn(fault, RuntimeWarning, stacklevel=2)
 
 
 class _AnomalibFinder:
