@@ -9,7 +9,7 @@ from __future__ import annotations
 
 # "as": while anomalib.models is still being imported it is not yet an attribute of anomalib.
 import anomalib.models as registry
-from anomalib.models import AnomalibModule
+from anomalib.models.components import AnomalibModule
 
 
 def register_models(*models: type[AnomalibModule]) -> None:

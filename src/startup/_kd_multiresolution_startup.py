@@ -12,6 +12,13 @@ from __future__ import annotations
 import os
 import sys
 
+TYPE_CHECKING = False  # typing's own would have to be imported at every start of an interpreter
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
+
 _IMPORTED_AFTER = {
     "anomalib.models": "kd_multiresolution.lightning_model",
     "anomalib.data": "kd_multiresolution.data",
@@ -35,28 +42,33 @@ def _import_ours(name: str) -> None:
 class _AnomalibFinder:
     """Asks the other finders for the module, and has ours imported once it has been executed."""
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> object:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name not in _IMPORTED_AFTER:
             return None
         for finder in sys.meta_path:
             find_spec = getattr(finder, "find_spec", None)
             if finder is self or find_spec is None:
                 continue
-            spec = find_spec(name, path, target)
+            spec: ModuleSpec | None = find_spec(name, path, target)
             if spec is not None:
-                break
-        else:
-            return None
-        if spec.loader is not None and hasattr(spec.loader, "exec_module"):
-            exec_module = spec.loader.exec_module
+                return _followed_by_ours(spec)
+        return None
 
-            def exec_and_import_ours(module: object) -> None:
-                exec_module(module)
-                _import_ours(name)
 
-            # On this loader alone: the class that all modules share stays as it is.
-            spec.loader.exec_module = exec_and_import_ours
-        return spec
+def _followed_by_ours(spec: ModuleSpec) -> ModuleSpec:
+    loader: Any = spec.loader
+    if hasattr(loader, "exec_module"):
+        exec_module = loader.exec_module
+
+        def exec_and_import_ours(module: ModuleType) -> None:
+            exec_module(module)
+            _import_ours(spec.name)
+
+        # On this loader alone: the class that all modules share stays as it is.
+        loader.exec_module = exec_and_import_ours
+    return spec
 
 
 def install() -> None:
