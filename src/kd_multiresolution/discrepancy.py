@@ -35,7 +35,7 @@ def normalize_terms(terms: str | Sequence[str]) -> tuple[str, ...]:
 def value(source_features: Sequence[Tensor], cloner_features: Sequence[Tensor]) -> Tensor:
     """Sum over critical points of the mean squared difference of all activations (Eq. 1), (N,), >= 0."""
     points = zip(source_features, cloner_features, strict=True)
-    return torch.stack([(s - c).square().flatten(1).mean(1) for s, c in points]).sum(0)
+    return torch.stack([(s - c).square().mean((1, 2, 3)) for s, c in points]).sum(0)
 
 
 def direction(source_features: Sequence[Tensor], cloner_features: Sequence[Tensor]) -> Tensor:

@@ -110,8 +110,12 @@ class Source(nn.Module):
         """Measure the levels on a small picture of noise instead of trusting declared strides."""
         size = 64
         noise = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            features = self.stages(noise)
+        try:
+            with torch.no_grad():
+                features = self.stages(noise)
+        except RuntimeError as error:
+            msg = f"source={self.name!r}: cannot process a {size} x {size} image ({error}); choose another model."
+            raise ValueError(msg) from error
         levels = []
         previous = 1
         for name, feature, convolutions in zip(names, features, self.stages.convolutions, strict=True):
