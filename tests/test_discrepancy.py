@@ -66,7 +66,9 @@ def test_an_image_does_not_depend_on_the_others() -> None:
     source, cloner = features(0, 4), features(1, 4)
     together = discrepancy(source, cloner, value_weight=0.5)
     order = torch.tensor([2, 0, 3, 1])
-    alone = [discrepancy([f[i : i + 1] for f in source], [f[i : i + 1] for f in cloner], value_weight=0.5) for i in order]
+    alone = [
+        discrepancy([f[i : i + 1] for f in source], [f[i : i + 1] for f in cloner], value_weight=0.5) for i in order
+    ]
     torch.testing.assert_close(torch.cat(alone), together[order])
 
 

@@ -69,7 +69,9 @@ def test_frozen(resnet: Source) -> None:
 def test_points_come_from_fine_to_coarse(resnet: Source) -> None:
     assert resnet.critical_points == ("layer1", "layer2")
     assert resnet.stride == 8
-    assert not any("layer3" in name for name, _ in resnet.named_parameters()), "what lies behind the last point is cut off"
+    assert not any("layer3" in name for name, _ in resnet.named_parameters()), (
+        "what lies behind the last point is cut off"
+    )
 
 
 def test_random_weights_are_seeded_and_the_global_generator_is_not_touched() -> None:

@@ -20,8 +20,10 @@ POINTS = (2, 3, 4, 5)
 
 
 def load(path: Path) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(array).squeeze() if array.size == 1 else torch.from_numpy(array)
-            for name, array in np.load(path).items()}
+    return {
+        name: torch.from_numpy(array).squeeze() if array.size == 1 else torch.from_numpy(array)
+        for name, array in np.load(path).items()
+    }
 
 
 def levels(plan: tuple[tuple[str, int, int], ...]) -> list[Level]:
@@ -59,7 +61,9 @@ def maps(vectors: Path) -> dict[str, Tensor]:
 def test_training_loss(loss: dict[str, Tensor], value_weight: float) -> None:
     source, cloner = ([loss[f"{net}_{i}"] for i in POINTS] for net in ("source", "cloner"))
     ours = discrepancy(source, cloner, value_weight=value_weight).mean()
-    torch.testing.assert_close(ours, loss[f"training_loss_value_weight_{value_weight}"], rtol=1e-6, atol=0, check_dtype=False)
+    torch.testing.assert_close(
+        ours, loss[f"training_loss_value_weight_{value_weight}"], rtol=1e-6, atol=0, check_dtype=False
+    )
     direction = discrepancy(source, cloner, value_weight=value_weight, terms="direction").mean()
     torch.testing.assert_close(direction, loss["training_loss_direction_only"], rtol=1e-6, atol=0, check_dtype=False)
     value = discrepancy(source, cloner, value_weight=value_weight, terms="value").mean()
@@ -70,7 +74,9 @@ def test_score(loss: dict[str, Tensor]) -> None:
     source, cloner = ([loss[f"{net}_{i}"] for i in POINTS[1:]] for net in ("source", "cloner"))
     for value_weight in (0.5, 0.01):
         ours = discrepancy(source, cloner, value_weight=value_weight)
-        torch.testing.assert_close(ours, loss[f"score_value_weight_{value_weight}"], rtol=1e-6, atol=0, check_dtype=False)
+        torch.testing.assert_close(
+            ours, loss[f"score_value_weight_{value_weight}"], rtol=1e-6, atol=0, check_dtype=False
+        )
     ours = discrepancy(source, cloner, value_weight=1.0, terms="direction")
     torch.testing.assert_close(ours, loss["score_direction_only"], rtol=1e-6, atol=0, check_dtype=False)
 

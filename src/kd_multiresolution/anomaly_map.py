@@ -63,7 +63,8 @@ class AnomalyMapGenerator(nn.Module):
         radius = self.kernel.shape[-1] // 2
         if radius:
             if min(maps.shape[-2:]) < radius:
-                msg = f"sigma={self.sigma}: the blur needs images of at least {radius} pixels, not {tuple(maps.shape[-2:])}."
+                size = tuple(maps.shape[-2:])
+                msg = f"sigma={self.sigma}: the blur needs images of at least {radius} pixels, not {size}."
                 raise ValueError(msg)
             # torchvision's "symmetric" is scipy's "reflect": the border pixel is repeated.
             padded = tv.pad(maps, [radius, radius, radius, radius], padding_mode="symmetric")

@@ -11,8 +11,8 @@ from torch import Tensor
 def input_gradient(score: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
     """Return each image's score and its gradient at the input, for a whole batch in one backward pass.
 
-    It works under ``torch.no_grad()`` and ``torch.inference_mode()``. Nothing is left behind: parameters get no gradient,
-    there are no hooks, and the results are detached.
+    It works under ``torch.no_grad()`` and ``torch.inference_mode()``. Nothing is left behind: parameters get no
+    gradient, there are no hooks, and the results are detached.
 
     Args:
         score: maps (N, C, H, W) images to (N,) scores; an image's score must not depend on the other images.

@@ -15,8 +15,9 @@ SIZES = ("compact", "equal")
 class Cloner(nn.Module):
     """A VGG-like network with one block per level of the source, built from the source's levels.
 
-    For VGG-16 the compact cloner is exactly Fig. 2's: 3x3 convolutions of widths 16 16 M 16 128 M 16 16 256 M 16 16 512 M
-    16 16 512 M. The last width of every block is the source's, save that of a first block without a critical point.
+    For VGG-16 the compact cloner is exactly Fig. 2's: 3x3 convolutions of widths 16 16 M 16 128 M 16 16 256 M
+    16 16 512 M 16 16 512 M. The last width of every block is the source's, save that of a first block without a
+    critical point.
 
     Args:
         levels: the source's levels up to the last critical point, :attr:`kd_multiresolution.source.Source.levels`.

@@ -15,8 +15,9 @@ logger = logging.getLogger(__name__)
 class ConvergenceStopping(Callback):
     """Stops training when the training loss has ceased to fall.
 
-    The mean loss of the last ``window`` epochs is compared with that of the ``window`` epochs before. When it is lower by
-    less than the fraction ``tolerance``, training stops at the end of the epoch. No test or validation image takes part.
+    The mean loss of the last ``window`` epochs is compared with that of the ``window`` epochs before. When it is lower
+    by less than the fraction ``tolerance``, training stops at the end of the epoch. No test or validation image takes
+    part.
 
     Args:
         window: number of epochs, 1 or more.

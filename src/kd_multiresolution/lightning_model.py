@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from anomalib import LearningType
-from anomalib.data import Batch
+from anomalib.data import ImageBatch
 from anomalib.metrics import Evaluator
-from anomalib.models import AnomalibModule
+from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
 
 from kd_multiresolution.convergence import ConvergenceStopping
@@ -46,12 +45,12 @@ _weights_follow: ContextVar[bool] = ContextVar("weights_follow", default=False)
 class KdMultiresolution(AnomalibModule):
     """Multiresolution knowledge distillation: a small cloner imitates a frozen source on normal images.
 
-    Where the two disagree the image is anomalous; the gradient of their discrepancy at the input shows where. Defaults are
-    the paper's settings for MVTec AD (Salehi et al., CVPR 2021, arXiv 2011.11108).
+    Where the two disagree the image is anomalous; the gradient of their discrepancy at the input shows where. Defaults
+    are the paper's settings for MVTec AD (Salehi et al., CVPR 2021, arXiv 2011.11108).
 
     Args:
-        source: the frozen network: ``light_vgg``, whose weights come with this package, or any convolutional model of timm,
-            such as ``vgg16.tv_in1k`` (the paper's) or ``resnet18.tv_in1k``.
+        source: the frozen network: ``light_vgg``, whose weights come with this package, or any convolutional model of
+            timm, such as ``vgg16.tv_in1k`` (the paper's) or ``resnet18.tv_in1k``.
         pretrained: use the source's pre-trained weights, downloaded on first use. If false, and no file is given, the
             source is random.
         source_weights: a local weight file of the source (``.safetensors`` or ``.pth``) instead of the download.
@@ -64,15 +63,16 @@ class KdMultiresolution(AnomalibModule):
         terms: terms of the discrepancy: ``total`` (both), ``value`` or ``direction``.
         value_weight: factor of the value term beside the direction term, above 0; or ``auto``, the paper's rule: equal
             initial size of both, measured on the first batches before the first step.
-        anomaly_map: ``gradient`` of the score at the input; null for image scores alone, at the cost of forward passes.
+        anomaly_map: ``gradient`` of the score at the input; null for image scores alone, which costs no gradient.
         attribution_path: whether the gradient runs through ``both`` networks, as in the published code, or through the
             ``cloner`` alone, as the paper has it.
         sigma: standard deviation of the anomaly map's Gaussian blur, in pixels.
-        percentile_scale: scale every map to [0, 1] by its own 99th percentile, as for the paper's pixel figures. Maps of
-            different images are then not comparable.
+        percentile_scale: scale every map to [0, 1] by its own 99th percentile, as for the paper's pixel figures. Maps
+            of different images are then not comparable.
         image_size: height and width in pixels, or one number for both, to which images are resized; multiples of the
             source's stride at the last critical point. Default: 128. Not together with a pre-processor of your own.
-        imagenet_normalization: normalise images with ImageNet's mean and deviation; the paper does so for CIFAR-10 only.
+        imagenet_normalization: normalise images with ImageNet's mean and deviation; the paper does so for CIFAR-10
+            only.
         epochs: train for this many epochs. Default: until the training loss has converged. ``--trainer.max_epochs``
             takes precedence, as an upper limit where ``epochs`` is not given.
         learning_rate: Adam's learning rate.
@@ -110,8 +110,8 @@ class KdMultiresolution(AnomalibModule):
         epochs: int | None = None,
         learning_rate: float = LEARNING_RATE,
         seed: int = 0,
-        pre_processor: nn.Module | bool = True,
-        post_processor: nn.Module | bool = True,
+        pre_processor: PreProcessor | bool = True,
+        post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
@@ -191,12 +191,14 @@ class KdMultiresolution(AnomalibModule):
     @staticmethod
     def configure_evaluator() -> Evaluator:
         """Return anomalib's default metrics, on scores whose order is kept."""
-        return RankEvaluator(test_metrics=list(AnomalibModule.configure_evaluator().test_metrics))
+        return RankEvaluator(test_metrics=[*AnomalibModule.configure_evaluator().test_metrics])
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return anomalib's components, and the stop at convergence unless ``epochs`` or the user's own stop rules."""
-        callbacks = list(super().configure_callbacks())
-        own = any(isinstance(callback, ConvergenceStopping) for callback in self.trainer.callbacks)
+        """Return anomalib's components, and the stop at convergence unless ``epochs`` or the user's own one rules."""
+        components = super().configure_callbacks()
+        callbacks = [components] if isinstance(components, Callback) else [*components]
+        trainer_callbacks: list[Callback] = getattr(self.trainer, "callbacks", [])
+        own = any(isinstance(callback, ConvergenceStopping) for callback in trainer_callbacks)
         if self.epochs is None and not own:
             callbacks.append(ConvergenceStopping())
         return callbacks
@@ -219,17 +221,17 @@ class KdMultiresolution(AnomalibModule):
             logger.info("value_weight: auto = %.6g", self.model.value_weight)
 
     def on_train_epoch_start(self) -> None:
-        """Let most epochs go without validation: it only fits threshold and normalisation, and costs more than an epoch."""
+        """Let most epochs go without validation, which costs more than an epoch and fits the post-processor alone."""
         if self._validates_sparsely():
             is_last = self.trainer.current_epoch + 1 == self.trainer.max_epochs
             self.trainer.check_val_every_n_epoch = 1 if is_last else VALIDATION_INTERVAL
 
-    def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> Tensor:
         """Return the mean discrepancy of the batch over all critical points."""
         del args, kwargs
-        terms = discrepancy_terms(*self.model(batch.image), self.model.terms)
-        assert self.model.value_weight is not None  # noqa: S101 - set in on_train_start
-        loss = weighted_sum(terms, self.model.value_weight).mean()
+        source_features, cloner_features = self.model.features(cast("Tensor", batch.image))
+        terms = discrepancy_terms(source_features, cloner_features, self.model.terms)
+        loss = weighted_sum(terms, self.model.known_value_weight).mean()
         losses = {"loss": loss.detach(), **{name: term.detach().mean() for name, term in terms.items()}}
         for name, mean in losses.items():
             self.log(
@@ -243,16 +245,17 @@ class KdMultiresolution(AnomalibModule):
             )
         return loss
 
-    def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: ImageBatch, batch_idx: int) -> None:
         """Validate in the epoch in which training stops."""
         del outputs, batch, batch_idx
         if self.trainer.should_stop and self._validates_sparsely():
             self.trainer.check_val_every_n_epoch = 1
 
-    def validation_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+    def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Return the batch with raw scores and maps, for threshold and normalisation."""
         del args, kwargs
-        return batch.update(**self.model(batch.image)._asdict())
+        predictions: STEP_OUTPUT = batch.update(**self.model(batch.image)._asdict())
+        return predictions
 
     def teardown(self, stage: str) -> None:
         """Say where the pictures are."""
@@ -270,7 +273,8 @@ class KdMultiresolution(AnomalibModule):
         """
         token = _weights_follow.set(True)
         try:
-            return super().load_from_checkpoint(*args, **kwargs)
+            model = super().load_from_checkpoint(*args, **kwargs)
+            return cast("KdMultiresolution", model)
         finally:
             _weights_follow.reset(token)
 
@@ -285,8 +289,9 @@ class KdMultiresolution(AnomalibModule):
         sums = torch.zeros(2, device=self.device)
         # The global random generator decides the order of the images; a look ahead must not change it.
         with torch.random.fork_rng(), torch.no_grad():
-            for batch in islice(iter(self.trainer.train_dataloader), VALUE_WEIGHT_BATCHES):
-                batch = self.trainer.strategy.batch_to_device(batch)
+            loader = cast("Iterable[ImageBatch]", self.trainer.train_dataloader)
+            for batch_on_host in islice(iter(loader), VALUE_WEIGHT_BATCHES):
+                batch = self.trainer.strategy.batch_to_device(batch_on_host)
                 if isinstance(self.pre_processor, Callback):
                     self.pre_processor.on_train_batch_start(self.trainer, self, batch, 0)
                 images = self.model.checked_images(batch.image)
@@ -296,15 +301,15 @@ class KdMultiresolution(AnomalibModule):
         weight = direction / value if value > 0 else 0.0
         if not 0 < weight < float("inf"):
             msg = (
-                f"value_weight='auto': the untrained cloner's errors are {direction} (direction) and {value} (value), which "
-                "have no ratio. Check the training images, or give value_weight a number."
+                f"value_weight='auto': the untrained cloner's errors are {direction} (direction) and {value} (value), "
+                "which have no ratio. Check the training images, or give value_weight a number."
             )
             raise ValueError(msg)
         return weight
 
 
 class kd_multiresolution(KdMultiresolution):  # noqa: N801
-    """:class:`KdMultiresolution` under the name ``--model kd_multiresolution`` (the command line takes class names only)."""
+    """:class:`KdMultiresolution` for ``--model kd_multiresolution``: the command line takes names of classes only."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> KdMultiresolution:  # type: ignore[misc]
         """Return a :class:`KdMultiresolution`: checkpoints and result folders carry its name."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from anomalib.data import Batch
+from anomalib.data import ImageBatch
 from anomalib.metrics import Evaluator
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import LightningModule, Trainer
@@ -42,13 +42,13 @@ class RankEvaluator(Evaluator):
     """
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *args: Any, **kwargs: Any
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: ImageBatch, *args: Any, **kwargs: Any
     ) -> None:
         """Update the validation metrics."""
         super().on_validation_batch_end(trainer, pl_module, outputs, _bounded_batch(batch), *args, **kwargs)
 
     def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *args: Any, **kwargs: Any
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: ImageBatch, *args: Any, **kwargs: Any
     ) -> None:
         """Update the test metrics."""
         super().on_test_batch_end(trainer, pl_module, outputs, _bounded_batch(batch), *args, **kwargs)
@@ -59,7 +59,8 @@ def bounded(x: Tensor) -> Tensor:
     return x / (1 + x.abs())
 
 
-def _bounded_batch(batch: Batch) -> Batch:
+def _bounded_batch(batch: ImageBatch) -> ImageBatch:
     fields = {name: getattr(batch, name) for name in ("pred_score", "anomaly_map")}
     present = {name: bounded(field) for name, field in fields.items() if field is not None}
-    return batch.update(in_place=False, **present)
+    copy: ImageBatch = batch.update(in_place=False, **present)
+    return copy

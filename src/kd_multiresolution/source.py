@@ -1,7 +1,8 @@
 """The source: a frozen, pre-trained network and its critical points (Sec. 3.1 and 3.2 of arXiv 2011.11108).
 
-All sources but our own light one come from timm: it has VGG-16 and every other convolutional backbone under one interface,
-with safetensors weights. VGG-like networks are tapped after their max pools, as in the paper; all others at timm's feature levels.
+All sources but our own light one come from timm: it has VGG-16 and every other convolutional backbone under one
+interface, with safetensors weights. VGG-like networks are tapped after their max pools, as in the paper; all others at
+timm's feature levels.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -123,8 +125,9 @@ class Source(nn.Module):
             stride = size // height
             if height != width or stride * height != size or stride % previous:
                 msg = (
-                    f"source={self.name!r}: level {name} of a {size} x {size} image is {height} x {width}. A cloner needs "
-                    "levels whose strides divide the image size, each a multiple of the one before; choose another model."
+                    f"source={self.name!r}: level {name} of a {size} x {size} image is {height} x {width}. A cloner "
+                    "needs levels whose strides divide the image size, each a multiple of the one before; choose "
+                    "another model."
                 )
                 raise ValueError(msg)
             levels.append(
@@ -172,6 +175,8 @@ class _PoolStages(nn.Module):
 
 class _LevelStages(nn.Module):
     """Any other timm model, tapped at its own feature levels."""
+
+    network: Any  # timm's FeatureGetterNet
 
     def __init__(self, network: nn.Module, levels: int) -> None:
         super().__init__()
@@ -232,18 +237,18 @@ def _pool_names(features: nn.Sequential) -> list[str]:
     return [f"pool{i + 1}" for i in range(pools)]
 
 
-def _timm_model(name: str, *, device: str | None = None, pretrained: bool = False, **options: object) -> nn.Module:
+def _timm_model(name: str, *, device: str = "cpu", pretrained: bool = False, **options: Any) -> Any:
     """Create a timm model, with errors that tell a user what to do."""
     if not timm.is_model(name):
         similar = difflib.get_close_matches(name.split(".")[0], [LIGHT_VGG, *timm.list_models()], n=3)
         msg = (
-            f"source={name!r}: not a model of timm {timm.__version__}. Use {LIGHT_VGG!r} or any convolutional model that "
-            f"timm.list_models() names{', for example ' + ' or '.join(similar) if similar else ''}."
+            f"source={name!r}: not a model of timm {timm.__version__}. Use {LIGHT_VGG!r} or any convolutional model "
+            f"that timm.list_models() names{', for example ' + ' or '.join(similar) if similar else ''}."
         )
         raise ValueError(msg)
     try:
-        with torch.device(device or "cpu"):
-            model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+        with torch.device(device):
+            return timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:
         if not pretrained:
             msg = f"source={name!r}: timm cannot give this model's feature levels ({error}). Choose another model."
@@ -255,7 +260,6 @@ def _timm_model(name: str, *, device: str | None = None, pretrained: bool = Fals
             f"(3) source={LIGHT_VGG!r}, whose weights come with this package, or pretrained=false for a random source."
         )
         raise RuntimeError(msg) from error
-    return model
 
 
 def _load_file(stages: _PoolStages | _LevelStages, name: str, path: Path) -> None:
@@ -268,7 +272,7 @@ def _load_file(stages: _PoolStages | _LevelStages, name: str, path: Path) -> Non
     except Exception as error:
         msg = f"source_weights={str(path)!r}: not a readable .safetensors file or .pth state dict ({error})."
         raise ValueError(msg) from error
-    network = stages.network.model if isinstance(stages, _LevelStages) else stages
+    network: nn.Module = stages.network.model if isinstance(stages, _LevelStages) else stages
     expected = {key: tensor.shape for key, tensor in network.state_dict().items() if "num_batches_tracked" not in key}
     missing = [key for key in expected if key not in weights]
     misfits = [key for key, shape in expected.items() if key in weights and weights[key].shape != shape]

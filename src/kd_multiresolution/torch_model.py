@@ -38,10 +38,10 @@ class KdMultiresolutionModel(nn.Module):
         cloner_batch_norm: give the cloner batch norm.
         terms: ``total``, ``value`` or ``direction``.
         value_weight: factor of the value term, > 0; ``auto``: the paper's rule, set at the start of training.
-        anomaly_map: ``gradient`` of the score at the input, or ``None`` for scores alone, at the cost of the forward passes.
-        attribution_path: take the gradient through ``both`` networks (published code) or through the ``cloner`` (paper).
+        anomaly_map: ``gradient`` of the score at the input, or ``None`` for scores alone, which cost no gradient.
+        attribution_path: take the gradient through ``both`` networks (published code) or the ``cloner`` (paper).
         sigma: standard deviation of the map's Gaussian blur in pixels.
-        percentile_scale: scale each map to its 99th percentile, as the paper's pixel figures; maps are then not comparable.
+        percentile_scale: scale each map to its 99th percentile, as the paper does; maps are then not comparable.
         seed: seed of the cloner's initial weights, and of a random source.
 
     Raises:
@@ -127,18 +127,27 @@ class KdMultiresolutionModel(nn.Module):
 
     def _score(self, images: Tensor) -> Tensor:
         """Return the discrepancy at the score points, (N,)."""
-        if self.value_weight is None:
-            msg = "value_weight='auto' is set at the start of training: train the model first, or give a number."
-            raise RuntimeError(msg)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.attribution_path == "both"):
             source_features = self.source(images)
         scored = [point in self.score_points for point in self.source.critical_points]
         return discrepancy(
             list(compress(source_features, scored)),
             list(compress(self.cloner(images), scored)),
-            value_weight=self.value_weight,
+            value_weight=self.known_value_weight,
             terms=self.terms,
         )
+
+    @property
+    def known_value_weight(self) -> float:
+        """The value weight.
+
+        Raises:
+            RuntimeError: if it is ``auto`` and was never set by training.
+        """
+        if self.value_weight is None:
+            msg = "value_weight='auto' is set at the start of training: train the model first, or give a number."
+            raise RuntimeError(msg)
+        return self.value_weight
 
     def _checked_score_points(self, score_points: Sequence[str] | None) -> tuple[str, ...]:
         trained = self.source.critical_points
@@ -156,7 +165,8 @@ class KdMultiresolutionModel(nn.Module):
             ValueError: if they have another shape than :meth:`forward` takes.
         """
         if images.ndim != 4 or images.shape[1] not in {1, 3} or not images.is_floating_point():
-            msg = f"images: expected float tensors (N, 3, H, W) or (N, 1, H, W), not {images.dtype} {tuple(images.shape)}."
+            form = f"{images.dtype} {tuple(images.shape)}"
+            msg = f"images: expected float tensors (N, 3, H, W) or (N, 1, H, W), not {form}."
             raise ValueError(msg)
         check_image_size(tuple(images.shape[-2:]), self.source)
         # anomalib's tv_tensors would wrap every intermediate result. Convolutions are faster with the channels last.
