@@ -46,7 +46,7 @@ def _resize_and_cut(preset: Preset) -> dict[str, Any]:
     """Return anomalib's pre-processor with a resize, a cut of the centre, and ImageNet's normalisation if asked for."""
     transforms = [
         # The paper's Lanczos filter exists for files only, not for tensors; this is the nearest to it.
-        _transform("Resize", size=list(preset.resize or ()), interpolation="BICUBIC"),
+        _transform("Resize", size=list(preset.resize or ()), interpolation="bicubic"),
         _transform("CenterCrop", size=list(preset.image_size)),
     ]
     if preset.imagenet_normalization:

@@ -1,0 +1,233 @@
+"""Training through anomalib's Engine, on pictures small enough to take seconds."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from anomalib.data import Folder, ImageBatch
+from anomalib.engine import Engine
+from anomalib.pre_processing import PreProcessor
+from lightning import seed_everything
+from sklearn.metrics import roc_auc_score
+from torchvision.transforms.v2 import Resize
+from torchvision.utils import save_image
+
+from kd_multiresolution import ConvergenceStopping, KdMultiresolution
+from kd_multiresolution.post_processor import RankEvaluator, UnclampedPostProcessor, bounded
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return ten normal pictures and four with a bright square."""
+    root = tmp_path_factory.mktemp("pictures")
+    generator = torch.Generator().manual_seed(0)
+    for folder, count in (("good", 10), ("defect", 4)):
+        (root / folder).mkdir()
+        for i in range(count):
+            picture = torch.rand(3, 32, 32, generator=generator) * 0.3
+            if folder == "defect":
+                picture[:, 8:20, 8:20] += 0.2 * (i + 1) / 4
+            save_image(picture, root / folder / f"{i}.png")
+    return root
+
+
+def data(pictures: Path) -> Folder:
+    return Folder(
+        "squares", root=pictures, normal_dir="good", abnormal_dir="defect",
+        train_batch_size=3, eval_batch_size=3, num_workers=0, val_split_mode="same_as_test", seed=0,
+    )  # fmt: skip
+
+
+def model(**arguments: Any) -> KdMultiresolution:
+    settings = {"source": "light_vgg", "image_size": 32, "epochs": 2, "visualizer": False, **arguments}
+    return KdMultiresolution(**settings)
+
+
+def engine(folder: Path, **arguments: Any) -> Engine:
+    return Engine(default_root_dir=folder, logger=False, enable_progress_bar=False, accelerator="cpu", **arguments)
+
+
+def fit(network: KdMultiresolution, pictures: Path, folder: Path, **arguments: Any) -> Engine:
+    seed_everything(0)
+    runner = engine(folder, **arguments)
+    runner.fit(network, datamodule=data(pictures))
+    return runner
+
+
+def test_training_moves_the_cloner_and_never_the_source(pictures: Path, tmp_path: Path) -> None:
+    network = model(source="resnet18", pretrained=False, critical_points=["layer1", "layer2"])
+    before = copy.deepcopy(network.model.state_dict())
+    fit(network, pictures, tmp_path)
+    after = network.model.state_dict()
+    tensors = [name for name in before if isinstance(before[name], torch.Tensor)]
+    assert all(torch.equal(before[name], after[name]) for name in tensors if name.startswith("source."))
+    moved = [not torch.equal(before[name], after[name]) for name in tensors if name.startswith("cloner.")]
+    assert all(moved)
+
+
+def test_same_seed_same_figures(pictures: Path, tmp_path: Path) -> None:
+    networks = [model(), model()]
+    for i, network in enumerate(networks):
+        fit(network, pictures, tmp_path / str(i))
+    states = [network.model.cloner.state_dict() for network in networks]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_resumed_training_equals_uninterrupted_training(pictures: Path, tmp_path: Path) -> None:
+    # Shuffling draws from the global generator, whose state no checkpoint holds: without it both see the same batches.
+    def ordered() -> Folder:
+        module = data(pictures)
+        module.setup()
+        loader = module.train_dataloader()
+        module.train_dataloader = lambda: torch.utils.data.DataLoader(  # type: ignore[method-assign]
+            module.train_data, batch_size=3, collate_fn=loader.collate_fn, drop_last=False
+        )
+        return module
+
+    whole = model(epochs=4, value_weight="auto")
+    engine(tmp_path / "whole").fit(whole, datamodule=ordered())
+
+    first = engine(tmp_path / "first", max_epochs=2)
+    first.fit(model(epochs=4, value_weight="auto"), datamodule=ordered())
+    resumed = model(epochs=4, value_weight="auto", seed=9)
+    engine(tmp_path / "second").fit(resumed, datamodule=ordered(), ckpt_path=first.best_model_path)
+
+    assert resumed.model.value_weight == whole.model.value_weight
+    expected = whole.model.cloner.state_dict()
+    for name, tensor in resumed.model.cloner.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_auto_weight_makes_both_terms_equal_at_the_start(
+    pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = model(value_weight="auto", epochs=1, learning_rate=1e-12)
+    with caplog.at_level(logging.INFO, logger="kd_multiresolution"):
+        fit(network, pictures, tmp_path)
+    trainer = network.trainer
+    direction, value = (trainer.callback_metrics[f"train_{name}"] for name in ("direction", "value"))
+    # All ten images fit into the first batches, so the means over this epoch without a visible step are the same.
+    assert network.model.value_weight * value == pytest.approx(float(direction), rel=0.02)
+    assert "value_weight: auto = " in caplog.text
+
+
+def test_number_of_epochs(pictures: Path, tmp_path: Path) -> None:
+    assert fit(model(epochs=3), pictures, tmp_path / "argument").trainer.current_epoch == 3
+    runner = fit(model(epochs=3), pictures, tmp_path / "trainer", max_epochs=1)
+    assert runner.trainer.current_epoch == 1, "the trainer's own number takes precedence"
+
+
+def test_training_stops_at_convergence_and_is_validated_and_saved_then(pictures: Path, tmp_path: Path) -> None:
+    # Steps of this size do not lower the loss, so the first two windows are equal.
+    network = model(epochs=None, learning_rate=1e-12)
+    runner = fit(network, pictures, tmp_path, callbacks=[ConvergenceStopping(window=2, tolerance=0.05)])
+    assert runner.trainer.current_epoch == 4
+    assert not torch.isnan(network.post_processor.image_min)
+    checkpoint = torch.load(runner.best_model_path, weights_only=True)
+    assert checkpoint["epoch"] == 3
+
+
+def test_convergence_by_default_only_without_a_number_of_epochs(pictures: Path, tmp_path: Path) -> None:
+    stopping = [
+        any(isinstance(callback, ConvergenceStopping) for callback in runner.trainer.callbacks)
+        for runner in (
+            fit(model(epochs=None), pictures, tmp_path / "0", max_epochs=1),
+            fit(model(epochs=1), pictures, tmp_path / "1"),
+        )
+    ]
+    assert stopping == [True, False]
+
+
+def test_convergence_compares_two_windows() -> None:
+    stopping = ConvergenceStopping(window=2, tolerance=0.1)
+    stopping.losses = [1.0, 1.0, 0.95]
+    assert not stopping.converged, "two whole windows are needed"
+    stopping.losses = [1.0, 1.0, 0.95, 0.9]
+    assert stopping.converged
+    stopping.losses = [1.0, 1.0, 0.8, 0.8]
+    assert not stopping.converged
+    restored = ConvergenceStopping(window=2)
+    restored.load_state_dict(stopping.state_dict())
+    assert restored.losses == stopping.losses
+
+
+def test_printed_auroc_is_that_of_the_raw_scores(pictures: Path, tmp_path: Path) -> None:
+    """The scores straddle 1, where torchmetrics would squash some batches and not others."""
+    network = model(value_weight=1.0, score_points=["pool4"])
+    runner = fit(network, pictures, tmp_path)
+    raw, labels = [], []
+    module = data(pictures)
+    module.setup()
+    for batch in module.test_dataloader():
+        predictions = network.eval().model(batch.image)
+        raw += predictions.pred_score.tolist()
+        labels += batch.gt_label.tolist()
+    assert min(raw) < 1 < max(raw), "the test needs scores on both sides"
+    expected = roc_auc_score(labels, raw)
+    assert runner.test(network, datamodule=module)[0]["image_AUROC"] == pytest.approx(expected)
+    network.post_processor = None
+    assert runner.test(network, datamodule=module)[0]["image_AUROC"] == pytest.approx(expected)
+
+
+def test_normalisation_keeps_the_order_beyond_the_validation_range() -> None:
+    processor = UnclampedPostProcessor()
+    scores = torch.tensor([0.0, 0.9, 1.0, 1.5, 2.0, 5.0, 50.0])
+    limits = (torch.tensor(0.9), torch.tensor(1.1), torch.tensor(1.0))
+    normalised = processor._normalize(scores, *limits)
+    assert (normalised.diff() > 0).all()
+    assert normalised[2] == 0.5
+    assert 0 < normalised.min() <= normalised.max() < 1
+    flat = processor._normalize(scores, *(torch.tensor(1.0),) * 3)
+    assert (flat.diff() > 0).all()
+    without = torch.tensor(float("nan"))
+    assert torch.equal(processor._normalize(scores, without, without, without), scores)
+    assert processor._normalize(None, *limits) is None
+
+
+def test_metrics_see_bounded_scores_and_the_batch_stays_as_it_is() -> None:
+    evaluator = KdMultiresolution.configure_evaluator()
+    assert isinstance(evaluator, RankEvaluator)
+    batch = ImageBatch(
+        image=torch.zeros(4, 3, 8, 8), gt_label=torch.tensor([0, 0, 1, 1]),
+        pred_score=torch.tensor([0.2, 30.0, 1.2, 90.0]), pred_label=torch.tensor([0, 1, 1, 1]),
+    )  # fmt: skip
+    evaluator.on_test_batch_end(None, None, None, batch, 0)
+    assert batch.pred_score.tolist() == pytest.approx([0.2, 30.0, 1.2, 90.0])
+    auroc = next(metric for metric in evaluator.test_metrics if metric.name == "image_AUROC")
+    assert auroc.compute() == pytest.approx(0.75)
+    assert bounded(torch.tensor([-1.0, 0.0, 3.0])).tolist() == [-0.5, 0.0, 0.75]
+
+
+def test_a_pre_processor_of_ones_own(pictures: Path, tmp_path: Path) -> None:
+    network = KdMultiresolution(
+        "light_vgg", epochs=1, visualizer=False, pre_processor=PreProcessor(Resize((64, 32), antialias=False))
+    )
+    fit(network, pictures, tmp_path)
+    assert network.input_size == (64, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image_size": 33}, r"image_size=\(33, 33\).*multiples of 32"),
+        ({"image_size": 0}, r"image_size=\(0, 0\)"),
+        ({"image_size": 64, "pre_processor": False}, "image_size=64.*pre-processor"),
+        ({"imagenet_normalization": True, "image_size": None, "pre_processor": False}, "imagenet_normalization=True"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0"),
+    ],
+)
+def test_errors_name_the_argument(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model(**arguments)
+
+
+@pytest.mark.parametrize(("window", "tolerance"), [(0, 0.1), (5, 0.0), (5, 1.0)])
+def test_convergence_errors_name_the_argument(window: int, tolerance: float) -> None:
+    with pytest.raises(ValueError, match=r"window=0|tolerance="):
+        ConvergenceStopping(window, tolerance)

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+from anomalib.cli.cli import AnomalibCLI
+from benchmarks.write_configs import render
+
+from kd_multiresolution import KdMultiresolution
+from kd_multiresolution.presets import LEARNING_RATE, PRESETS
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_configs_are_written_from_the_presets(name: str) -> None:
+    assert (CONFIGS / f"{name}.yaml").read_text() == render(name, PRESETS[name])
+
+
+def test_every_config_has_a_preset_or_is_the_demo() -> None:
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*PRESETS, "demo"}
+
+
+def test_defaults_of_the_model_are_the_preset_of_mvtec() -> None:
+    parameters = inspect.signature(KdMultiresolution).parameters
+    assert parameters["value_weight"].default == PRESETS["mvtec"].value_weight
+    assert parameters["learning_rate"].default == LEARNING_RATE
+    network = KdMultiresolution("light_vgg")
+    assert network.input_size == PRESETS["mvtec"].image_size
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_makes_a_model_and_a_data_module(path: Path) -> None:
+    # The light source stands in for VGG-16, whose weights would be downloaded.
+    cli = AnomalibCLI(args=["fit", "--config", str(path), "--model.source", "light_vgg"], run=False)
+    preset = PRESETS.get(path.stem)
+    assert isinstance(cli.model, KdMultiresolution)
+    assert cli.datamodule.name == ("TextureDefects" if preset is None else preset.data)
+    if preset is not None:
+        assert tuple(cli.model.input_size) == preset.image_size
+        assert cli.model.model.value_weight == preset.value_weight
+        assert cli.datamodule.train_batch_size == 64
