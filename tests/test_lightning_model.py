@@ -170,8 +170,42 @@ def test_printed_auroc_is_that_of_the_raw_scores(pictures: Path, tmp_path: Path)
     assert min(raw) < 1 < max(raw), "the test needs scores on both sides"
     expected = roc_auc_score(labels, raw)
     assert runner.test(network, datamodule=module)[0]["image_AUROC"] == pytest.approx(expected)
-    network.post_processor = None
-    assert runner.test(network, datamodule=module)[0]["image_AUROC"] == pytest.approx(expected)
+
+    unprocessed = model(value_weight=1.0, score_points=["pool4"], post_processor=False)
+    unprocessed.model.load_state_dict(network.model.state_dict())
+    assert engine(tmp_path / "raw").test(unprocessed, datamodule=data(pictures))[0]["image_AUROC"] == expected
+    predictions = engine(tmp_path / "raw").predict(unprocessed, datamodule=data(pictures))
+    assert [score for batch in predictions for score in batch.pred_score.tolist()] == pytest.approx(raw)
+
+
+def test_loaded_model_names_its_source_and_keeps_the_weight_that_auto_found(pictures: Path, tmp_path: Path) -> None:
+    network = model(value_weight="auto", epochs=1)
+    runner = fit(network, pictures, tmp_path)
+    loaded = KdMultiresolution.load_from_checkpoint(runner.best_model_path)
+    assert str(loaded.model.source) == str(network.model.source)
+    assert "pre-trained" in str(loaded.model.source)
+    assert loaded.model.value_weight == network.model.value_weight
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed", "bf16-true"])
+def test_half_precision_scores(pictures: Path, tmp_path: Path, precision: str) -> None:
+    network, reference = model(), model()
+    half = engine(tmp_path / precision, precision=precision).predict(network, datamodule=data(pictures))
+    full = engine(tmp_path / "32").predict(reference, datamodule=data(pictures))
+    for ours, theirs in zip(half, full, strict=True):
+        tolerance = 0.03 if precision == "bf16-true" else 1e-5
+        torch.testing.assert_close(ours.pred_score, theirs.pred_score, rtol=tolerance, atol=0)
+        assert (ours.anomaly_map > 0).any()
+
+
+@pytest.mark.parametrize("export_type", ["onnx", "openvino"])
+def test_export_that_cannot_carry_the_gradient_is_refused(tmp_path: Path, export_type: str) -> None:
+    with pytest.raises(NotImplementedError, match=f"export_type='{export_type}'.*export_type='torch'"):
+        engine(tmp_path).export(model(), export_type)
+
+
+def test_epochs_hold_where_only_the_time_is_limited(pictures: Path, tmp_path: Path) -> None:
+    assert fit(model(epochs=2), pictures, tmp_path, max_time="00:01:00:00").trainer.current_epoch == 2
 
 
 def test_normalisation_keeps_the_order_beyond_the_validation_range() -> None:

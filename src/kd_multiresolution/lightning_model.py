@@ -74,7 +74,8 @@ class KdMultiresolution(AnomalibModule):
         imagenet_normalization: normalise images with ImageNet's mean and deviation; the paper does so for CIFAR-10
             only.
         epochs: train for this many epochs. Default: until the training loss has converged. ``--trainer.max_epochs``
-            takes precedence, as an upper limit where ``epochs`` is not given.
+            takes precedence (unless it is 1000, Lightning's own default), as an upper limit where ``epochs`` is not
+            given.
         learning_rate: Adam's learning rate.
         seed: seed of the cloner's initial weights, and of a random source.
         pre_processor: anomalib's pre-processor; true for resizing (and normalising, if asked for), false for none.
@@ -191,7 +192,11 @@ class KdMultiresolution(AnomalibModule):
     @staticmethod
     def configure_evaluator() -> Evaluator:
         """Return anomalib's default metrics, on scores whose order is kept."""
-        return RankEvaluator(test_metrics=[*AnomalibModule.configure_evaluator().test_metrics])
+        metrics = [*AnomalibModule.configure_evaluator().test_metrics]
+        for metric in metrics:
+            # Without a post-processor there are no labels: F1 is left out then, and the other figures still come.
+            metric.strict = False
+        return RankEvaluator(test_metrics=metrics)
 
     def configure_callbacks(self) -> list[Callback]:
         """Return anomalib's components, and the stop at convergence unless ``epochs`` or the user's own one rules."""
@@ -210,9 +215,11 @@ class KdMultiresolution(AnomalibModule):
     def on_fit_start(self) -> None:
         """Set the number of epochs if the user did not."""
         logger.info("%s.", self.model.source)
-        # trainer_arguments would override the user's own; so only Lightning's fallback is replaced.
+        # trainer_arguments would override the user's own; so only what Lightning falls back to is replaced.
         if self.trainer.max_epochs == LIGHTNING_MAX_EPOCHS and self.trainer.max_steps == -1:
             self.trainer.fit_loop.max_epochs = self.epochs or DEFAULT.epochs
+        elif self.trainer.max_epochs in {None, -1} and self.epochs is not None:
+            self.trainer.fit_loop.max_epochs = self.epochs
 
     def on_train_start(self) -> None:
         """Find the value weight, if it is ``auto`` and this training does not resume another."""
@@ -263,6 +270,16 @@ class KdMultiresolution(AnomalibModule):
             folder = self.visualizer.output_dir or Path(self.trainer.default_root_dir) / "images"
             logger.info("Heat maps: %s (source: %s)", folder, self.model.source)
 
+    def to_onnx(self, *args: Any, **kwargs: Any) -> Path:
+        """Refuse to export a gradient map, which torch.export cannot trace; otherwise export as anomalib does."""
+        self._check_exportable("onnx")
+        return super().to_onnx(*args, **kwargs)
+
+    def to_openvino(self, *args: Any, **kwargs: Any) -> Path:
+        """Refuse to export a gradient map, which torch.export cannot trace; otherwise export as anomalib does."""
+        self._check_exportable("openvino")
+        return super().to_openvino(*args, **kwargs)
+
     @classmethod
     def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> KdMultiresolution:
         """Load a model; the source's weights come from the checkpoint, not from a download or the original file.
@@ -277,6 +294,14 @@ class KdMultiresolution(AnomalibModule):
             return cast("KdMultiresolution", model)
         finally:
             _weights_follow.reset(token)
+
+    def _check_exportable(self, export_type: str) -> None:
+        if self.model.anomaly_map is not None:
+            msg = (
+                f"export_type={export_type!r}: anomaly_map={self.model.anomaly_map!r} takes a gradient, which cannot "
+                "be exported to this form yet. Use export_type='torch'."
+            )
+            raise NotImplementedError(msg)
 
     def _validates_sparsely(self) -> bool:
         """Whether the user left validation at Lightning's default, and the last epoch can be told beforehand."""

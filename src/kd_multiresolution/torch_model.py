@@ -169,16 +169,20 @@ class KdMultiresolutionModel(nn.Module):
             msg = f"images: expected float tensors (N, 3, H, W) or (N, 1, H, W), not {form}."
             raise ValueError(msg)
         check_image_size(tuple(images.shape[-2:]), self.source)
-        # anomalib's tv_tensors would wrap every intermediate result. Convolutions are faster with the channels last.
-        return images.as_subclass(Tensor).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        # anomalib's tv_tensors would wrap every intermediate result.
+        plain = images.as_subclass(Tensor).to(next(self.cloner.parameters()).dtype)
+        # Convolutions are faster with the channels last.
+        return plain.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps beside the weights: the value weight that ``auto`` found."""
-        return {"value_weight": self.value_weight}
+        """Return what a checkpoint keeps beside the weights: the value weight, and where the source's come from."""
+        return {"value_weight": self.value_weight, "source_weights": self.source.weights}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`get_extra_state`."""
-        self.value_weight = state["value_weight"]
+        """Restore :meth:`get_extra_state`; a value weight that was given as a number stays."""
+        if self.value_weight is None:
+            self.value_weight = state["value_weight"]
+        self.source.weights = state["source_weights"]
 
 
 def check_image_size(image_size: Sequence[int], source: Source) -> None:
