@@ -270,7 +270,7 @@ class KdMultiresolution(AnomalibModule):
             folder = self.visualizer.output_dir or Path(self.trainer.default_root_dir) / "images"
             logger.info("Heat maps: %s (source: %s)", folder, self.model.source)
 
-    def to_onnx(self, *args: Any, **kwargs: Any) -> Path:
+    def to_onnx(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse to export a gradient map, which torch.export cannot trace; otherwise export as anomalib does."""
         self._check_exportable("onnx")
         return super().to_onnx(*args, **kwargs)
