@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 import torch
 from anomalib import LearningType
-from anomalib.data import ImageBatch
+from anomalib.data import AnomalibDataset, ImageBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
@@ -26,6 +26,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
 
 from kd_multiresolution.convergence import ConvergenceStopping
 from kd_multiresolution.discrepancy import discrepancy_terms, weighted_sum
+from kd_multiresolution.feature_cache import FeatureCache, changing_part, check_cache_arguments
 from kd_multiresolution.post_processor import RankEvaluator, UnclampedPostProcessor
 from kd_multiresolution.presets import LEARNING_RATE, PRESETS
 from kd_multiresolution.registration import register_models
@@ -77,6 +78,10 @@ class KdMultiresolution(AnomalibModule):
             takes precedence (unless it is 1000, Lightning's own default), as an upper limit where ``epochs`` is not
             given.
         learning_rate: Adam's learning rate.
+        feature_cache: ``float32`` or ``float16``: in training keep the source's features of each image in that precision
+            instead of computing them in every epoch; null: do not. Images that augmentation changes are never kept.
+        feature_cache_memory: GiB of memory for them; what is beyond goes into a file that vanishes with the training.
+        feature_cache_folder: folder of that file. Default: the system's folder for temporary files.
         seed: seed of the cloner's initial weights, and of a random source.
         pre_processor: anomalib's pre-processor; true for resizing (and normalising, if asked for), false for none.
         post_processor: anomalib's post-processor; true for one that does not clamp scores, false for raw scores.
@@ -110,6 +115,9 @@ class KdMultiresolution(AnomalibModule):
         imagenet_normalization: bool = DEFAULT.imagenet_normalization,
         epochs: int | None = None,
         learning_rate: float = LEARNING_RATE,
+        feature_cache: Literal["float32", "float16"] | None = "float32",
+        feature_cache_memory: float = 2.0,
+        feature_cache_folder: str | None = None,
         seed: int = 0,
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
@@ -126,6 +134,7 @@ class KdMultiresolution(AnomalibModule):
             if number is not None and not 0 < number < float("inf"):
                 msg = f"{name}={number!r}: expected a number above 0."
                 raise ValueError(msg)
+        check_cache_arguments(feature_cache, feature_cache_memory, feature_cache_folder)
         size = DEFAULT.image_size if image_size is None else image_size
         size = (size, size) if isinstance(size, int) else (size[0], size[1])
         if pre_processor is True:
@@ -138,6 +147,10 @@ class KdMultiresolution(AnomalibModule):
         )
         self.epochs = epochs
         self.learning_rate = learning_rate
+        self.feature_cache = feature_cache
+        self.feature_cache_memory = feature_cache_memory
+        self.feature_cache_folder = feature_cache_folder
+        self._features: FeatureCache | None = None
         weights_follow = _weights_follow.get()
         self.model = KdMultiresolutionModel(
             source,
@@ -222,10 +235,15 @@ class KdMultiresolution(AnomalibModule):
             self.trainer.fit_loop.max_epochs = self.epochs
 
     def on_train_start(self) -> None:
-        """Find the value weight, if it is ``auto`` and this training does not resume another."""
+        """Make the feature cache; find the value weight, if it is ``auto`` and this training resumes no other."""
+        self._features = self._new_feature_cache()
         if self.model.value_weight is None:
             self.model.value_weight = self._initial_value_weight()
             logger.info("value_weight: auto = %.6g", self.model.value_weight)
+
+    def on_train_end(self) -> None:
+        """Free the feature cache."""
+        self._features = None
 
     def on_train_epoch_start(self) -> None:
         """Let most epochs go without validation, which costs more than an epoch and fits the post-processor alone."""
@@ -236,8 +254,13 @@ class KdMultiresolution(AnomalibModule):
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> Tensor:
         """Return the mean discrepancy of the batch over all critical points."""
         del args, kwargs
-        source_features, cloner_features = self.model.features(cast("Tensor", batch.image))
-        terms = discrepancy_terms(source_features, cloner_features, self.model.terms)
+        images = self.model.checked_images(batch.image)
+        with torch.no_grad():
+            if self._features is None or batch.image_path is None:
+                source_features = self.model.source(images)
+            else:
+                source_features = self._features.features(batch.image_path, images)
+        terms = discrepancy_terms(source_features, self.model.cloner(images), self.model.terms)
         loss = weighted_sum(terms, self.model.known_value_weight).mean()
         losses = {"loss": loss.detach(), **{name: term.detach().mean() for name, term in terms.items()}}
         for name, mean in losses.items():
@@ -307,6 +330,29 @@ class KdMultiresolution(AnomalibModule):
         """Whether the user left validation at Lightning's default, and the last epoch can be told beforehand."""
         bounded = self.trainer.max_steps == -1 and self.trainer.max_epochs not in {None, -1}
         return bounded and self.trainer.check_val_every_n_epoch in {1, VALIDATION_INTERVAL}
+
+    def _new_feature_cache(self) -> FeatureCache | None:
+        """Return an empty cache, or ``None`` if the user wants none or the training images change."""
+        if self.feature_cache is None:
+            return None
+        dataset = getattr(self.trainer.train_dataloader, "dataset", None)
+        changing: object = "a data set that is not anomalib's"
+        if isinstance(dataset, AnomalibDataset):
+            changing = changing_part(dataset.augmentations)
+            if isinstance(self.pre_processor, PreProcessor):
+                changing = changing or changing_part(self.pre_processor.transform)
+            if not dataset.samples.image_path.is_unique:
+                changing = "several images of one path"
+            if changing is None:
+                return FeatureCache(
+                    self.model.source,
+                    len(dataset),
+                    memory=self.feature_cache_memory,
+                    folder=self.feature_cache_folder,
+                    dtype=self.feature_cache,
+                )
+        logger.info("The source's features are computed in every epoch, because of %s.", changing)
+        return None
 
     def _initial_value_weight(self) -> float:
         """Return the ratio of the direction term to the value term on the first batches (Sec. 3.1, below Eq. 4)."""
