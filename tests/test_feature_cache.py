@@ -49,7 +49,9 @@ def batches(cache: FeatureCache, epochs: int = 3) -> None:
         for batch in order.split(4):
             features = cache.features([paths[i] for i in batch], images[batch])
             for cached, computed in zip(features, CountedSource()(images[batch]), strict=True):
-                torch.testing.assert_close(cached, computed.to(cached), rtol=0, atol=1e-3 * (cache.dtype != torch.float32))
+                torch.testing.assert_close(
+                    cached, computed.to(cached), rtol=0, atol=1e-3 * (cache.dtype != torch.float32)
+                )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -179,9 +181,7 @@ def test_it_is_invisible_in_the_losses(precision: str, pictures: Path, tmp_path:
     assert cached.losses[-1] < cached.losses[0]
 
 
-def test_random_augmentation_switches_it_off(
-    pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_random_augmentation_switches_it_off(pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="kd_multiresolution")
     losses = train(pictures, tmp_path, augmentations=v2.RandomHorizontalFlip())
     assert losses.kept is None

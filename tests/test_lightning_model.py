@@ -79,23 +79,14 @@ def test_same_seed_same_figures(pictures: Path, tmp_path: Path) -> None:
 
 
 def test_resumed_training_equals_uninterrupted_training(pictures: Path, tmp_path: Path) -> None:
-    # Shuffling draws from the global generator, whose state no checkpoint holds: without it both see the same batches.
-    def ordered() -> Folder:
-        module = data(pictures)
-        module.setup()
-        loader = module.train_dataloader()
-        module.train_dataloader = lambda: torch.utils.data.DataLoader(  # type: ignore[method-assign]
-            module.train_data, batch_size=3, collate_fn=loader.collate_fn, drop_last=False
-        )
-        return module
-
     whole = model(epochs=4, value_weight="auto")
-    engine(tmp_path / "whole").fit(whole, datamodule=ordered())
+    engine(tmp_path / "whole").fit(whole, datamodule=data(pictures))
 
     first = engine(tmp_path / "first", max_epochs=2)
-    first.fit(model(epochs=4, value_weight="auto"), datamodule=ordered())
-    resumed = model(epochs=4, value_weight="auto", seed=9)
-    engine(tmp_path / "second").fit(resumed, datamodule=ordered(), ckpt_path=first.best_model_path)
+    first.fit(model(epochs=4, value_weight="auto"), datamodule=data(pictures))
+    torch.manual_seed(9)
+    resumed = model(epochs=4, value_weight="auto")
+    engine(tmp_path / "second").fit(resumed, datamodule=data(pictures), ckpt_path=first.best_model_path)
 
     assert resumed.model.value_weight == whole.model.value_weight
     expected = whole.model.cloner.state_dict()

@@ -201,9 +201,7 @@ class _Store:
         self.capacity = levels[0].shape[0]
 
 
-def _map_unnamed_file(
-    folder: Path, rows: int, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype
-) -> list[Tensor]:
+def _map_unnamed_file(folder: Path, rows: int, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
     """Return tensors in a file that disappears with them.
 
     Raises:

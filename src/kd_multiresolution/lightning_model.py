@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from itertools import islice
@@ -19,6 +20,7 @@ from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
@@ -38,6 +40,7 @@ DEFAULT = PRESETS["mvtec"]
 LIGHTNING_MAX_EPOCHS = 1000  # what Lightning sets when a user names neither epochs nor steps
 VALIDATION_INTERVAL = 10  # epochs
 VALUE_WEIGHT_BATCHES = 4
+EPOCH_SEEDS = 1_000_003  # seeds of the epochs of two trainings must not meet
 
 # While a checkpoint is loaded its own weights are on their way: the source's need not be fetched first.
 _weights_follow: ContextVar[bool] = ContextVar("weights_follow", default=False)
@@ -82,7 +85,8 @@ class KdMultiresolution(AnomalibModule):
             instead of computing them in every epoch; null: do not. Images that augmentation changes are never kept.
         feature_cache_memory: GiB of memory for them; what is beyond goes into a file that vanishes with the training.
         feature_cache_folder: folder of that file. Default: the system's folder for temporary files.
-        seed: seed of the cloner's initial weights, and of a random source.
+        seed: seed of the cloner's initial weights, of a random source, and, where Lightning's ``seed_everything`` was not
+            called, of the order of the training images, which follows from seed and epoch.
         pre_processor: anomalib's pre-processor; true for resizing (and normalising, if asked for), false for none.
         post_processor: anomalib's post-processor; true for one that does not clamp scores, false for raw scores.
         evaluator: anomalib's evaluator; true for AUROC and F1 score of images and pixels.
@@ -150,6 +154,8 @@ class KdMultiresolution(AnomalibModule):
         self.feature_cache = feature_cache
         self.feature_cache_memory = feature_cache_memory
         self.feature_cache_folder = feature_cache_folder
+        self.seed = seed
+        self._first_epoch = 0
         self._features: FeatureCache | None = None
         weights_follow = _weights_follow.get()
         self.model = KdMultiresolutionModel(
@@ -234,6 +240,14 @@ class KdMultiresolution(AnomalibModule):
         elif self.trainer.max_epochs in {None, -1} and self.epochs is not None:
             self.trainer.fit_loop.max_epochs = self.epochs
 
+        self._seed_epoch(self._first_epoch)  # Lightning asks for the first batches before the epoch starts
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Load what anomalib keeps, and remember in which epoch a resumed training begins."""
+        super().on_load_checkpoint(checkpoint)
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self._first_epoch = checkpoint["epoch"] + 1
+
     def on_train_start(self) -> None:
         """Make the feature cache; find the value weight, if it is ``auto`` and this training resumes no other."""
         self._features = self._new_feature_cache()
@@ -244,9 +258,15 @@ class KdMultiresolution(AnomalibModule):
     def on_train_end(self) -> None:
         """Free the feature cache."""
         self._features = None
+        self._first_epoch = 0
 
     def on_train_epoch_start(self) -> None:
-        """Let most epochs go without validation, which costs more than an epoch and fits the post-processor alone."""
+        """Seed the epoch, so that a resumed training sees what an uninterrupted one does, and decide on validation.
+
+        Most epochs go without validation: it costs more than an epoch, and fits the post-processor alone.
+        """
+        if self.trainer.current_epoch != self._first_epoch:
+            self._seed_epoch(self.trainer.current_epoch)
         if self._validates_sparsely():
             is_last = self.trainer.current_epoch + 1 == self.trainer.max_epochs
             self.trainer.check_val_every_n_epoch = 1 if is_last else VALIDATION_INTERVAL
@@ -330,6 +350,11 @@ class KdMultiresolution(AnomalibModule):
         """Whether the user left validation at Lightning's default, and the last epoch can be told beforehand."""
         bounded = self.trainer.max_steps == -1 and self.trainer.max_epochs not in {None, -1}
         return bounded and self.trainer.check_val_every_n_epoch in {1, VALIDATION_INTERVAL}
+
+    def _seed_epoch(self, epoch: int) -> None:
+        # anomalib's command line takes --seed_everything, and does not call it.
+        seed = int(os.environ.get("PL_GLOBAL_SEED", self.seed))
+        torch.manual_seed(seed + EPOCH_SEEDS * epoch)
 
     def _new_feature_cache(self) -> FeatureCache | None:
         """Return an empty cache, or ``None`` if the user wants none or the training images change."""
