@@ -63,7 +63,8 @@ class KdMultiresolution(AnomalibModule):
         terms: terms of the discrepancy: ``total`` (both), ``value`` or ``direction``.
         value_weight: factor of the value term beside the direction term, above 0; or ``auto``, the paper's rule: equal
             initial size of both, measured on the first batches before the first step.
-        anomaly_map: ``gradient`` of the score at the input; null for image scores alone, which costs no gradient.
+        anomaly_map: ``gradient`` of the score at the input; ``discrepancy`` of source and cloner at each position,
+            which needs no gradient; null for image scores alone.
         attribution_path: whether the gradient runs through ``both`` networks, as in the published code, or through the
             ``cloner`` alone, as the paper has it.
         sigma: standard deviation of the anomaly map's Gaussian blur, in pixels.
@@ -102,7 +103,7 @@ class KdMultiresolution(AnomalibModule):
         cloner_batch_norm: bool = True,
         terms: Literal["total", "value", "direction"] = "total",
         value_weight: float | Literal["auto"] = DEFAULT.value_weight,
-        anomaly_map: Literal["gradient"] | None = "gradient",
+        anomaly_map: Literal["gradient", "discrepancy"] | None = "gradient",
         attribution_path: Literal["both", "cloner"] = "both",
         sigma: float = 4.0,
         percentile_scale: bool = False,
@@ -296,10 +297,10 @@ class KdMultiresolution(AnomalibModule):
             _weights_follow.reset(token)
 
     def _check_exportable(self, export_type: str) -> None:
-        if self.model.anomaly_map is not None:
+        if self.model.anomaly_map not in {None, "discrepancy"}:
             msg = (
                 f"export_type={export_type!r}: anomaly_map={self.model.anomaly_map!r} takes a gradient, which cannot "
-                "be exported to this form yet. Use export_type='torch'."
+                "be exported to this form yet. Use anomaly_map='discrepancy' or export_type='torch'."
             )
             raise NotImplementedError(msg)
 

@@ -11,13 +11,13 @@ import torch
 from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
-from kd_multiresolution.anomaly_map import AnomalyMapGenerator
+from kd_multiresolution.anomaly_map import AnomalyMapGenerator, discrepancy_map
 from kd_multiresolution.attribution import input_gradient
 from kd_multiresolution.cloner import Cloner
 from kd_multiresolution.discrepancy import discrepancy, normalize_terms
 from kd_multiresolution.source import Source
 
-ANOMALY_MAPS = ("gradient",)
+ANOMALY_MAPS = ("gradient", "discrepancy")
 ATTRIBUTION_PATHS = ("both", "cloner")
 NUM_SCORE_POINTS = 3  # The published code trains on pool2 to pool5, and scores on pool3 to pool5.
 
@@ -38,7 +38,8 @@ class KdMultiresolutionModel(nn.Module):
         cloner_batch_norm: give the cloner batch norm.
         terms: ``total``, ``value`` or ``direction``.
         value_weight: factor of the value term, > 0; ``auto``: the paper's rule, set at the start of training.
-        anomaly_map: ``gradient`` of the score at the input, or ``None`` for scores alone, which cost no gradient.
+        anomaly_map: ``gradient`` of the score at the input; ``discrepancy`` of each position, which needs no gradient;
+            or ``None`` for scores alone.
         attribution_path: take the gradient through ``both`` networks (published code) or the ``cloner`` (paper).
         sigma: standard deviation of the map's Gaussian blur in pixels.
         percentile_scale: scale each map to its 99th percentile, as the paper does; maps are then not comparable.
@@ -118,24 +119,34 @@ class KdMultiresolutionModel(nn.Module):
         if self.training:
             return self.features(images)
         images = self.checked_images(images)
-        if self.anomaly_map is None:
+        if self.anomaly_map in {None, "discrepancy"}:
             with torch.no_grad():
-                return InferenceBatch(pred_score=self._score(images))
+                return self._predict_forward(images)
         scores, gradient = input_gradient(self._score, images)
         with torch.no_grad():
             return InferenceBatch(pred_score=scores, anomaly_map=self.anomaly_map_generator(gradient))
 
-    def _score(self, images: Tensor) -> Tensor:
-        """Return the discrepancy at the score points, (N,)."""
+    def _predict_forward(self, images: Tensor) -> InferenceBatch:
+        """Return the scores, and the discrepancy map if one is wanted, from one pass through both networks."""
+        source_features, cloner_features = self._score_features(images)
+        weight, terms = self.known_value_weight, self.terms
+        scores = discrepancy(source_features, cloner_features, value_weight=weight, terms=terms)
+        if self.anomaly_map is None:
+            return InferenceBatch(pred_score=scores)
+        height, width = images.shape[-2:]
+        maps = discrepancy_map(source_features, cloner_features, (height, width), value_weight=weight, terms=terms)
+        return InferenceBatch(pred_score=scores, anomaly_map=self.anomaly_map_generator(maps))
+
+    def _score_features(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the activations of source and cloner at the score points."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.attribution_path == "both"):
             source_features = self.source(images)
         scored = [point in self.score_points for point in self.source.critical_points]
-        return discrepancy(
-            list(compress(source_features, scored)),
-            list(compress(self.cloner(images), scored)),
-            value_weight=self.known_value_weight,
-            terms=self.terms,
-        )
+        return list(compress(source_features, scored)), list(compress(self.cloner(images), scored))
+
+    def _score(self, images: Tensor) -> Tensor:
+        """Return the discrepancy at the score points, (N,)."""
+        return discrepancy(*self._score_features(images), value_weight=self.known_value_weight, terms=self.terms)
 
     @property
     def known_value_weight(self) -> float:
