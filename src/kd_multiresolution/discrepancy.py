@@ -135,12 +135,12 @@ def local_value(source: Tensor, cloner: Tensor) -> Tensor:
 
 def local_direction(source: Tensor, cloner: Tensor) -> Tensor:
     """One minus the cosine of the channels at each position: (N, C, H, W) twice to (N, 1, H, W), in [0, 2]."""
-    norms = [torch.linalg.vector_norm(features, dim=1, keepdim=True) for features in (source, cloner)]
+    norms: list[Tensor] = [torch.linalg.vector_norm(features, dim=1, keepdim=True) for features in (source, cloner)]
     eps = 1e-8  # as torch's cosine_similarity
     cosine = (source * cloner).sum(1, keepdim=True) / (norms[0].clamp_min(eps) * norms[1].clamp_min(eps))
     # Half the squared distance of the unit vectors. A zero vector has no direction: it is at 1/2 from every other, and
     # at 0 from another zero vector, as behind a ReLU on a flat image.
-    present = sum((norm >= eps).to(cosine.dtype) for norm in norms)
+    present = torch.stack([norm >= eps for norm in norms]).to(cosine.dtype).sum(0)
     return (present / 2 - cosine).clamp_min(0)
 
 
