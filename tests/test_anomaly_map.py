@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_multiresolution import AnomalyMapGenerator
-from kd_multiresolution.anomaly_map import CROSS, scale_to_percentile
+from kd_multiresolution.anomaly_map import discrepancy_map, scale_to_percentile
 
 
 def attribution(seed: int = 0, shape: tuple[int, ...] = (2, 3, 40, 56)) -> torch.Tensor:
@@ -29,7 +29,7 @@ def test_opening_is_scipys() -> None:
     ours = AnomalyMapGenerator(sigma=0)(images)
     # scipy extends the image; a border that can neither win the erosion nor the dilation ignores what lies outside.
     total = images.abs().sum(1).numpy()
-    cross = np.array([CROSS]) > 0
+    cross = np.array([[[0, 1, 0], [1, 1, 1], [0, 1, 0]]]) > 0
     eroded = scipy.ndimage.grey_erosion(total, footprint=cross, mode="constant", cval=np.inf)
     opened = scipy.ndimage.grey_dilation(eroded, footprint=cross, mode="constant", cval=-np.inf)
     np.testing.assert_allclose(ours[:, 0].numpy(), opened, rtol=0, atol=1e-6)
@@ -88,3 +88,48 @@ def test_errors_name_the_argument() -> None:
             AnomalyMapGenerator(sigma)
     with pytest.raises(ValueError, match=r"sigma=4.0: the blur needs images of at least 16 pixels, not \(8, 64\)"):
         AnomalyMapGenerator()(torch.rand(1, 3, 8, 64))
+
+
+def features(seed: int) -> list[torch.Tensor]:
+    return [attribution(seed, (2, channels, size, size)).relu() for channels, size in ((8, 8), (16, 4))]
+
+
+def test_discrepancy_map_by_hand() -> None:
+    source = torch.tensor([[3.0, 1.0], [4.0, 0.0]]).reshape(1, 2, 1, 2)
+    cloner = torch.tensor([[4.0, 2.0], [3.0, 0.0]]).reshape(1, 2, 1, 2)
+    # At the left (3, 4) and (4, 3): cosine 24 / 25, squares 1 and 1. At the right (1, 0) and (2, 0): cosine 1, 1 and 0.
+    for terms, expected in (
+        ("direction", [0.04, 0.0]),
+        ("value", [1.0, 0.5]),
+        ("total", [0.04 + 0.1, 0.05]),
+    ):
+        ours = discrepancy_map([source], [cloner], (1, 2), value_weight=0.1, terms=terms)
+        torch.testing.assert_close(ours.flatten(), torch.tensor(expected))
+
+
+def test_discrepancy_map_is_the_sum_of_the_upsampled_levels() -> None:
+    source, cloner = features(0), features(1)
+    total = torch.zeros(2, 1, 24, 24)
+    for s, c in zip(source, cloner, strict=True):
+        level = 1 - torch.cosine_similarity(s, c, dim=1)[:, None] + 0.5 * (s - c).square().mean(1, keepdim=True)
+        # scipy's zoom in grid mode is bilinear upsampling with half-pixel centres.
+        zoomed = scipy.ndimage.zoom(level.numpy(), (1, 1, 24 / level.shape[2], 24 / level.shape[3]), order=1,
+                                    mode="nearest", grid_mode=True)  # fmt: skip
+        total += torch.from_numpy(zoomed)
+    torch.testing.assert_close(discrepancy_map(source, cloner, (24, 24), value_weight=0.5), total)
+
+
+def test_discrepancy_map_is_zero_where_both_agree_even_on_dead_positions() -> None:
+    source = features(0)
+    source[1][:, :, 1, 2] = 0
+    assert discrepancy_map(source, [f.clone() for f in source], (32, 32), value_weight=0.5).max() <= 2e-7
+    cloner = [f.clone() for f in source]
+    cloner[1][:, :, 1, 2] = 0.5
+    changed = discrepancy_map(source, cloner, (32, 32), value_weight=0.5, terms="direction")
+    assert changed[:, 0, 12, 20].min() > 0.4
+    assert changed[:, 0, 28, 4].max() <= 2e-7
+
+
+def test_discrepancy_map_refuses_features_of_different_shapes() -> None:
+    with pytest.raises(ValueError, match=r"source_features .*cloner_features"):
+        discrepancy_map(features(0), features(1)[:1], (32, 32), value_weight=0.5)

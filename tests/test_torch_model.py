@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 
 from kd_multiresolution import KdMultiresolutionModel, discrepancy
+from kd_multiresolution.anomaly_map import discrepancy_map
 from kd_multiresolution.attribution import input_gradient
 
 
@@ -98,12 +99,22 @@ def test_scoring_leaves_the_model_untouched(images: Tensor, context: type, path:
         assert tensor == before[name] if isinstance(tensor, dict) else torch.equal(tensor, before[name]), name
 
 
-def test_scores_alone_cost_no_gradient(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    network, reference = model(anomaly_map=None), model()(images)
-    monkeypatch.setattr(torch.autograd, "grad", None)
-    predictions = network(images)
-    assert torch.equal(predictions.pred_score, reference.pred_score)
-    assert predictions.anomaly_map is None
+def test_scores_alone_and_discrepancy_map_cost_no_gradient(images: Tensor) -> None:
+    reference = model()(images)
+    tracked = images.clone().requires_grad_()  # what keeps a graph shows in the outputs
+    scores, discrepancies = (model(anomaly_map=name)(tracked) for name in (None, "discrepancy"))
+    for predictions in (scores, discrepancies):
+        assert torch.equal(predictions.pred_score, reference.pred_score)
+        assert not predictions.pred_score.requires_grad
+    assert scores.anomaly_map is None
+    assert not discrepancies.anomaly_map.requires_grad
+
+
+def test_discrepancy_map_follows_the_definition(images: Tensor) -> None:
+    network = model(anomaly_map="discrepancy", value_weight=0.3, terms="value", score_points=["pool3", "pool4"])
+    source, cloner = network.features(images)
+    maps = discrepancy_map(source[1:3], cloner[1:3], (64, 96), value_weight=0.3, terms="value")
+    torch.testing.assert_close(network(images).anomaly_map, network.anomaly_map_generator(maps))
 
 
 def test_grey_images_are_repeated(default: KdMultiresolutionModel) -> None:
@@ -150,7 +161,7 @@ def test_source_stays_frozen_in_training_mode() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"anomaly_map": "saliency"}, "anomaly_map='saliency': expected one of gradient"),
+        ({"anomaly_map": "saliency"}, "anomaly_map='saliency': expected one of gradient, .*discrepancy"),
         ({"attribution_path": "source"}, "attribution_path='source': expected one of both, cloner"),
         ({"cloner": "large"}, "cloner='large'"),
         ({"terms": "cosine"}, "terms='cosine'"),

@@ -65,6 +65,15 @@ def discrepancy_terms(
         ValueError: if the sequences are empty or differ in length or shape, or a term does not exist.
     """
     names = normalize_terms(terms)
+    source, cloner = _checked_features(source_features, cloner_features)
+    functions = {"value": value, "direction": direction}
+    return {name: functions[name](source, cloner) for name in names}
+
+
+def _checked_features(
+    source_features: Sequence[Tensor], cloner_features: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return both in float32 or wider: sums over 100,000 activations lose their digits in half precision."""
     source_shapes, cloner_shapes = ([tuple(f.shape) for f in fs] for fs in (source_features, cloner_features))
     if not source_shapes or source_shapes != cloner_shapes:
         msg = (
@@ -72,12 +81,10 @@ def discrepancy_terms(
             "expected two equally long, non-empty sequences of tensors of the same shapes, (N, C_i, H_i, W_i)."
         )
         raise ValueError(msg)
-    # Sums over 100,000 activations lose their digits in half precision.
     source, cloner = (
         [f.to(torch.promote_types(f.dtype, torch.float32)) for f in fs] for fs in (source_features, cloner_features)
     )
-    functions = {"value": value, "direction": direction}
-    return {name: functions[name](source, cloner) for name in names}
+    return source, cloner
 
 
 def weighted_sum(terms: Mapping[str, Tensor], value_weight: float | Tensor) -> Tensor:
@@ -119,3 +126,46 @@ def discrepancy(
         tensor([0.5000])
     """
     return weighted_sum(discrepancy_terms(source_features, cloner_features, terms), value_weight)
+
+
+def local_value(source: Tensor, cloner: Tensor) -> Tensor:
+    """Mean over channels of the squared difference at each position: (N, C, H, W) twice to (N, 1, H, W), >= 0."""
+    return (source - cloner).square().mean(1, keepdim=True)
+
+
+def local_direction(source: Tensor, cloner: Tensor) -> Tensor:
+    """One minus the cosine of the channels at each position: (N, C, H, W) twice to (N, 1, H, W), in [0, 2]."""
+    norms: list[Tensor] = [torch.linalg.vector_norm(features, dim=1, keepdim=True) for features in (source, cloner)]
+    eps = 1e-8  # as torch's cosine_similarity
+    cosine = (source * cloner).sum(1, keepdim=True) / (norms[0].clamp_min(eps) * norms[1].clamp_min(eps))
+    # Half the squared distance of the unit vectors. A zero vector has no direction: it is at 1/2 from every other, and
+    # at 0 from another zero vector, as behind a ReLU on a flat image.
+    present = torch.stack([norm >= eps for norm in norms]).to(cosine.dtype).sum(0)
+    return (present / 2 - cosine).clamp_min(0)
+
+
+def local_discrepancy(
+    source_features: Sequence[Tensor],
+    cloner_features: Sequence[Tensor],
+    *,
+    value_weight: float | Tensor,
+    terms: str | Sequence[str] = TERMS,
+) -> list[Tensor]:
+    """Return the discrepancy at each position of each critical point, channels being one vector.
+
+    Args:
+        source_features: as :func:`discrepancy`.
+        cloner_features: as :func:`discrepancy`.
+        value_weight: as :func:`discrepancy`.
+        terms: as :func:`discrepancy`.
+
+    Returns:
+        One (N, 1, H_i, W_i) tensor per critical point, >= 0; zero where source and cloner agree.
+
+    Raises:
+        ValueError: as :func:`discrepancy`.
+    """
+    names = normalize_terms(terms)
+    points = zip(*_checked_features(source_features, cloner_features), strict=True)
+    functions = {"value": local_value, "direction": local_direction}
+    return [weighted_sum({name: functions[name](s, c) for name in names}, value_weight) for s, c in points]

@@ -67,9 +67,17 @@ class KdMultiresolution(AnomalibModule):
         terms: terms of the discrepancy: ``total`` (both), ``value`` or ``direction``.
         value_weight: factor of the value term beside the direction term, above 0; or ``auto``, the paper's rule: equal
             initial size of both, measured on the first batches before the first step.
-        anomaly_map: ``gradient`` of the score at the input; null for image scores alone, which costs no gradient.
+        anomaly_map: ``gradient`` of the score at the input; ``smooth_grad``, its mean over noisy copies of the image;
+            ``guided_backprop``, guided at the cloner's ReLUs; ``discrepancy`` of source and cloner at each position,
+            which needs no gradient; null for image scores alone.
         attribution_path: whether the gradient runs through ``both`` networks, as in the published code, or through the
             ``cloner`` alone, as the paper has it.
+        smooth_grad_samples: number of SmoothGrad's noisy copies.
+        smooth_grad_noise: standard deviation of SmoothGrad's noise, as a fraction of the image's range.
+        smooth_grad_as_published: average scaled maps under the published code's noise, (noise / range) squared, instead
+            of gradients.
+        explicit_backward: compute gradients by the operators that an exported model has, instead of by autograd; the
+            values are the same.
         sigma: standard deviation of the anomaly map's Gaussian blur, in pixels.
         percentile_scale: scale every map to [0, 1] by its own 99th percentile, as for the paper's pixel figures. Maps
             of different images are then not comparable.
@@ -111,8 +119,12 @@ class KdMultiresolution(AnomalibModule):
         cloner_batch_norm: bool = True,
         terms: Literal["total", "value", "direction"] = "total",
         value_weight: float | Literal["auto"] = DEFAULT.value_weight,
-        anomaly_map: Literal["gradient"] | None = "gradient",
+        anomaly_map: Literal["gradient", "smooth_grad", "guided_backprop", "discrepancy"] | None = "gradient",
         attribution_path: Literal["both", "cloner"] = "both",
+        smooth_grad_samples: int = 50,
+        smooth_grad_noise: float = 0.05,
+        smooth_grad_as_published: bool = False,
+        explicit_backward: bool = False,
         sigma: float = 4.0,
         percentile_scale: bool = False,
         image_size: int | tuple[int, int] | None = None,
@@ -171,6 +183,10 @@ class KdMultiresolution(AnomalibModule):
             value_weight=value_weight,
             anomaly_map=anomaly_map,
             attribution_path=attribution_path,
+            smooth_grad_samples=smooth_grad_samples,
+            smooth_grad_noise=smooth_grad_noise,
+            smooth_grad_as_published=smooth_grad_as_published,
+            explicit_backward=explicit_backward,
             sigma=sigma,
             percentile_scale=percentile_scale,
             seed=seed,
@@ -314,12 +330,14 @@ class KdMultiresolution(AnomalibModule):
             logger.info("Heat maps: %s (source: %s)", folder, self.model.source)
 
     def to_onnx(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse to export a gradient map, which torch.export cannot trace; otherwise export as anomalib does."""
+        """Export as anomalib does; refuse SmoothGrad, and a gradient through a source without backward rules."""
         self._check_exportable("onnx")
+        # anomalib's default is 14, from which the exporter comes back to 18 with a page of errors.
+        kwargs.setdefault("opset_version", 18)
         return super().to_onnx(*args, **kwargs)
 
     def to_openvino(self, *args: Any, **kwargs: Any) -> Path:
-        """Refuse to export a gradient map, which torch.export cannot trace; otherwise export as anomalib does."""
+        """Export as anomalib does; refuse SmoothGrad, and a gradient through a source without backward rules."""
         self._check_exportable("openvino")
         return super().to_openvino(*args, **kwargs)
 
@@ -339,12 +357,14 @@ class KdMultiresolution(AnomalibModule):
             _weights_follow.reset(token)
 
     def _check_exportable(self, export_type: str) -> None:
-        if self.model.anomaly_map is not None:
+        if self.model.anomaly_map == "smooth_grad":
             msg = (
-                f"export_type={export_type!r}: anomaly_map={self.model.anomaly_map!r} takes a gradient, which cannot "
-                "be exported to this form yet. Use export_type='torch'."
+                f"export_type={export_type!r}: anomaly_map='smooth_grad' draws random numbers and runs the networks "
+                f"{self.model.smooth_grad_samples} times, which is not exported to this form. Use "
+                "anomaly_map='gradient', 'guided_backprop' or 'discrepancy', or export_type='torch'."
             )
             raise NotImplementedError(msg)
+        self.model.check_explicit_backward()
 
     def _validates_sparsely(self) -> bool:
         """Whether the user left validation at Lightning's default, and the last epoch can be told beforehand."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,16 @@ from typing import Any
 import torch
 from anomalib.data import InferenceBatch
 from torch import Tensor, nn
+from torchvision.tv_tensors import TVTensor
 
-from kd_multiresolution.anomaly_map import AnomalyMapGenerator
-from kd_multiresolution.attribution import input_gradient
+from kd_multiresolution.anomaly_map import AnomalyMapGenerator, discrepancy_map
+from kd_multiresolution.attribution import guided_relu, input_gradient, smooth_grad
+from kd_multiresolution.backward import RecordedNetwork, discrepancy_gradient
 from kd_multiresolution.cloner import Cloner
 from kd_multiresolution.discrepancy import discrepancy, normalize_terms
 from kd_multiresolution.source import Source
 
-ANOMALY_MAPS = ("gradient",)
+ANOMALY_MAPS = ("gradient", "smooth_grad", "guided_backprop", "discrepancy")
 ATTRIBUTION_PATHS = ("both", "cloner")
 NUM_SCORE_POINTS = 3  # The published code trains on pool2 to pool5, and scores on pool3 to pool5.
 
@@ -38,8 +41,14 @@ class KdMultiresolutionModel(nn.Module):
         cloner_batch_norm: give the cloner batch norm.
         terms: ``total``, ``value`` or ``direction``.
         value_weight: factor of the value term, > 0; ``auto``: the paper's rule, set at the start of training.
-        anomaly_map: ``gradient`` of the score at the input, or ``None`` for scores alone, which cost no gradient.
+        anomaly_map: ``gradient`` of the score at the input, ``smooth_grad`` (its mean over noisy copies of the image),
+            ``guided_backprop`` (guided at the cloner's ReLUs); ``discrepancy`` of each position, which needs no
+            gradient; or ``None`` for scores alone.
         attribution_path: take the gradient through ``both`` networks (published code) or the ``cloner`` (paper).
+        smooth_grad_samples: number of noisy copies.
+        smooth_grad_noise: standard deviation of the noise as a fraction of the image's range.
+        smooth_grad_as_published: average scaled maps, under the published code's noise.
+        explicit_backward: compute gradients by the operators that an exported model has, instead of by autograd.
         sigma: standard deviation of the map's Gaussian blur in pixels.
         percentile_scale: scale each map to its 99th percentile, as the paper does; maps are then not comparable.
         seed: seed of the cloner's initial weights, and of a random source.
@@ -64,6 +73,10 @@ class KdMultiresolutionModel(nn.Module):
         value_weight: float | str = 0.5,
         anomaly_map: str | None = "gradient",
         attribution_path: str = "both",
+        smooth_grad_samples: int = 50,
+        smooth_grad_noise: float = 0.05,
+        smooth_grad_as_published: bool = False,
+        explicit_backward: bool = False,
         sigma: float = 4.0,
         percentile_scale: bool = False,
         seed: int = 0,
@@ -76,6 +89,11 @@ class KdMultiresolutionModel(nn.Module):
         self.value_weight = _checked_value_weight(value_weight)
         self.anomaly_map = anomaly_map
         self.attribution_path = attribution_path
+        self.smooth_grad_samples = smooth_grad_samples
+        self.smooth_grad_noise = smooth_grad_noise
+        self.smooth_grad_as_published = smooth_grad_as_published
+        self.explicit_backward = explicit_backward
+        self.seed = seed
         self.source = Source(
             source, pretrained=pretrained, weights=source_weights, critical_points=critical_points, seed=seed
         )
@@ -83,6 +101,8 @@ class KdMultiresolutionModel(nn.Module):
         self.cloner = Cloner(self.source.levels, size=cloner, bias=cloner_bias, batch_norm=cloner_batch_norm, seed=seed)
         self.anomaly_map_generator = AnomalyMapGenerator(sigma, percentile_scale=percentile_scale)
         self.to(memory_format=torch.channels_last)
+        if explicit_backward:
+            self.check_explicit_backward()
 
     def features(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the activations of source and cloner at the critical points.
@@ -118,24 +138,114 @@ class KdMultiresolutionModel(nn.Module):
         if self.training:
             return self.features(images)
         images = self.checked_images(images)
-        if self.anomaly_map is None:
+        if self.anomaly_map in {None, "discrepancy"}:
             with torch.no_grad():
-                return InferenceBatch(pred_score=self._score(images))
-        scores, gradient = input_gradient(self._score, images)
+                return self._predict_forward(images)
+        scores, attribution = self._attribution(images)
         with torch.no_grad():
-            return InferenceBatch(pred_score=scores, anomaly_map=self.anomaly_map_generator(gradient))
+            return InferenceBatch(pred_score=scores, anomaly_map=self.anomaly_map_generator(attribution))
+
+    def _predict_forward(self, images: Tensor) -> InferenceBatch:
+        """Return the scores, and the discrepancy map if one is wanted, from one pass through both networks."""
+        source_features, cloner_features = self._score_features(images)
+        weight, terms = self.known_value_weight, self.terms
+        scores = discrepancy(source_features, cloner_features, value_weight=weight, terms=terms)
+        if self.anomaly_map is None:
+            return InferenceBatch(pred_score=scores)
+        height, width = images.shape[-2:]
+        maps = discrepancy_map(source_features, cloner_features, (height, width), value_weight=weight, terms=terms)
+        return InferenceBatch(pred_score=scores, anomaly_map=self.anomaly_map_generator(maps))
+
+    def _attribution(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scores, (N,), and what the pixels contribute to them, (N, C, H, W)."""
+        if self.anomaly_map != "smooth_grad":
+            return self._gradient(images)
+        with torch.no_grad():
+            scores = self._score(images)
+        mean = smooth_grad(
+            lambda noisy: self._gradient(noisy)[1],
+            images,
+            samples=self.smooth_grad_samples,
+            noise=self.smooth_grad_noise,
+            as_published=self.smooth_grad_as_published,
+            seed=self.seed,
+        )
+        return scores, mean
+
+    def _gradient(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scores and their gradient at the input."""
+        if self.explicit_backward or torch.compiler.is_exporting():
+            with torch.no_grad():
+                return self._explicit_gradient(images)
+        return input_gradient(self._score, images)
+
+    def _explicit_gradient(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Do as :func:`input_gradient`, with forward operators alone."""
+        cloner, cloner_results = self.recorded_cloner.forward(images)
+        through_both = self.attribution_path == "both"
+        source, source_results = self.recorded_source.forward(images) if through_both else (self.source(images), {})
+        source_features, cloner_features = self._scored(source), self._scored(cloner)
+        weight, terms = self.known_value_weight, self.terms
+        scores = discrepancy(source_features, cloner_features, value_weight=weight, terms=terms)
+        at_source, at_cloner = discrepancy_gradient(source_features, cloner_features, value_weight=weight, terms=terms)
+        guided = self.anomaly_map == "guided_backprop"
+        gradient = self.recorded_cloner.backward(cloner_results, self._unscored(at_cloner), guided=guided)
+        if through_both:
+            gradient = gradient + self.recorded_source.backward(source_results, self._unscored(at_source))
+        return scores, gradient
+
+    def check_explicit_backward(self) -> None:
+        """Check that the anomaly map can be computed by forward operators alone.
+
+        Raises:
+            ValueError: if the gradient leads through a source that has an operator without a backward rule.
+        """
+        if self.anomaly_map not in {None, "discrepancy"} and self.attribution_path == "both":
+            _ = self.recorded_source
+
+    @cached_property
+    def recorded_cloner(self) -> RecordedNetwork:
+        """The cloner's operators."""
+        return RecordedNetwork(self.cloner)
+
+    @cached_property
+    def recorded_source(self) -> RecordedNetwork:
+        """The source's operators.
+
+        Raises:
+            ValueError: if one of them has no backward rule.
+        """
+        try:
+            return RecordedNetwork(self.source)
+        except ValueError as error:
+            msg = (
+                f"source={self.source.name!r}: {error} Its gradient can be taken by autograd, but not by explicit "
+                "operators, as in an exported model. Use attribution_path='cloner' or anomaly_map='discrepancy'."
+            )
+            raise ValueError(msg) from error
+
+    def _score_features(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the activations of source and cloner at the score points."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.attribution_path == "both"):
+            source_features = self.source(images)
+        if self.anomaly_map == "guided_backprop" and torch.is_grad_enabled():
+            cloner_features, _ = self.recorded_cloner.forward(images, rectify=guided_relu)
+        else:
+            cloner_features = self.cloner(images)
+        return self._scored(source_features), self._scored(cloner_features)
+
+    def _scored(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Return those of the critical points' activations that make up the score."""
+        return list(compress(features, [point in self.score_points for point in self.source.critical_points]))
+
+    def _unscored(self, gradients: Sequence[Tensor]) -> list[Tensor | None]:
+        """Return the score points' gradients with ``None`` at the other critical points."""
+        scored = iter(gradients)
+        return [next(scored) if point in self.score_points else None for point in self.source.critical_points]
 
     def _score(self, images: Tensor) -> Tensor:
         """Return the discrepancy at the score points, (N,)."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.attribution_path == "both"):
-            source_features = self.source(images)
-        scored = [point in self.score_points for point in self.source.critical_points]
-        return discrepancy(
-            list(compress(source_features, scored)),
-            list(compress(self.cloner(images), scored)),
-            value_weight=self.known_value_weight,
-            terms=self.terms,
-        )
+        return discrepancy(*self._score_features(images), value_weight=self.known_value_weight, terms=self.terms)
 
     @property
     def known_value_weight(self) -> float:
@@ -169,8 +279,9 @@ class KdMultiresolutionModel(nn.Module):
             msg = f"images: expected float tensors (N, 3, H, W) or (N, 1, H, W), not {form}."
             raise ValueError(msg)
         check_image_size(tuple(images.shape[-2:]), self.source)
-        # anomalib's tv_tensors would wrap every intermediate result.
-        plain = images.as_subclass(Tensor).to(next(self.cloner.parameters()).dtype)
+        # anomalib's tv_tensors would wrap every intermediate result; and torch.export cannot follow as_subclass.
+        plain = images.as_subclass(Tensor) if isinstance(images, TVTensor) else images
+        plain = plain.to(next(self.cloner.parameters()).dtype)
         # Convolutions are faster with the channels last.
         return plain.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
 
