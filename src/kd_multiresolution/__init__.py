@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kd_multiresolution.cloner import Cloner
     from kd_multiresolution.convergence import ConvergenceStopping
     from kd_multiresolution.lightning_model import KdMultiresolution, kd_multiresolution
+    from kd_multiresolution.protocol import EvaluationAfterConvergence
     from kd_multiresolution.torch_model import KdMultiresolutionModel
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __all__ = [
     "AnomalyMapGenerator",
     "Cloner",
     "ConvergenceStopping",
+    "EvaluationAfterConvergence",
     "KdMultiresolution",
     "KdMultiresolutionModel",
     "discrepancy",
@@ -34,6 +36,7 @@ _MODULES = {
     "AnomalyMapGenerator": "anomaly_map",
     "Cloner": "cloner",
     "ConvergenceStopping": "convergence",
+    "EvaluationAfterConvergence": "protocol",
     "KdMultiresolution": "lightning_model",
     "KdMultiresolutionModel": "torch_model",
     "kd_multiresolution": "lightning_model",

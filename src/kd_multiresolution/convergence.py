@@ -57,7 +57,7 @@ class ConvergenceStopping(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add the batch's loss; after the last one decide, so that this epoch's validation still runs."""
-        del batch_idx
+        del pl_module, batch_idx
         # The sum stays on the device: reading it in every step would make the host wait for it.
         self._sum = self._sum + outputs["loss"].detach().float() * batch.batch_size
         self._images += batch.batch_size
@@ -65,14 +65,22 @@ class ConvergenceStopping(Callback):
             return
         loss = trainer.strategy.reduce(torch.as_tensor(self._sum / self._images), reduce_op="mean")
         self.losses = [*self.losses, float(loss)][-2 * self.window :]
+        self.on_epoch_loss(trainer)
+
+    def on_epoch_loss(self, trainer: Trainer) -> None:
+        """Stop training if it has converged; called after the last batch of each epoch."""
         if self.converged:
             trainer.should_stop = True
-            logger.info(
-                "The training loss has converged after %d epochs: it fell by less than %g %% over the last %d.",
-                pl_module.current_epoch + 1,
-                100 * self.tolerance,
-                self.window,
-            )
+            self.report(trainer.current_epoch + 1)
+
+    def report(self, epochs: int) -> None:
+        """Log after how many epochs training has converged."""
+        logger.info(
+            "The training loss has converged after %d epochs: it fell by less than %g %% over the last %d.",
+            epochs,
+            100 * self.tolerance,
+            self.window,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the losses of the last two windows."""

@@ -2,6 +2,7 @@
 
 import anomalib.data as anomalib_data
 
+from kd_multiresolution.data.bmad_without_masks import BMADWithoutMasks
 from kd_multiresolution.data.brain_mri import BrainMRI
 from kd_multiresolution.data.head_ct import HeadCT
 from kd_multiresolution.data.one_class_folder import OneClassFolder
@@ -10,6 +11,7 @@ from kd_multiresolution.data.texture_defects import TextureDefects
 from kd_multiresolution.data.torchvision_sets import OneClassCIFAR10, OneClassFashionMNIST, OneClassMNIST
 
 __all__ = [
+    "BMADWithoutMasks",
     "BrainMRI",
     "HeadCT",
     "OneClassCIFAR10",

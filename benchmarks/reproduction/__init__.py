@@ -1,0 +1,1 @@
+"""What ``benchmarks/reproduce.py`` is made of: tables, one experiment, its results, their rendering."""

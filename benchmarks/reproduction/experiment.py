@@ -1,0 +1,179 @@
+"""One training, evaluated after convergence in every way that its table asks for."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from anomalib.callbacks import ModelCheckpoint
+from anomalib.engine import Engine
+from anomalib.models.components import AnomalibModule
+from anomalib.pre_processing import PreProcessor
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from rich.progress import Progress
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import nn
+from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, Normalize, Resize, Transform
+
+from kd_multiresolution import EvaluationAfterConvergence, KdMultiresolution, KdMultiresolutionModel
+from kd_multiresolution.source import Source
+from reproduction.data import data_module
+from reproduction.settings import Settings, View
+
+PACKAGES = ("kd-multiresolution", "anomalib", "torch", "torchvision", "lightning", "timm", "kornia", "scikit-learn")
+
+
+class ViewsAfterConvergence(EvaluationAfterConvergence):
+    """Reads one training in several ways; the metrics' names begin with the view's.
+
+    Args:
+        views: the ways.
+        arguments: those of the torch model, beside the views'.
+        evaluations: see :class:`EvaluationAfterConvergence`.
+    """
+
+    def __init__(self, views: tuple[View, ...], arguments: Mapping[str, Any], evaluations: int) -> None:
+        super().__init__(evaluations=evaluations)
+        # The trained model itself is left alone: each view has a copy, whose weights are brought up to date.
+        self.copies = {
+            f"{view.name}/": KdMultiresolutionModel(**{**arguments, **view.arguments(), "pretrained": False})
+            for view in views
+        }
+
+    def models(self, pl_module: AnomalibModule) -> Mapping[str, nn.Module]:
+        """Return a model per view, with the current weights."""
+        state = pl_module.model.state_dict()
+        for copy in self.copies.values():
+            copy.load_state_dict(state)
+            copy.to(pl_module.device)
+        return self.copies
+
+
+class EpochProgress(Callback):
+    """Shows epochs and loss in a progress bar.
+
+    Args:
+        progress: the display.
+        description: what is trained.
+    """
+
+    def __init__(self, progress: Progress, description: str) -> None:
+        self.progress = progress
+        self.description = description
+        self.task = progress.add_task(description, total=None)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Advance by one epoch."""
+        del pl_module
+        self.progress.update(
+            self.task,
+            completed=trainer.current_epoch + 1,
+            total=trainer.max_epochs,
+            description=f"{self.description}, loss {float(trainer.callback_metrics['train_loss']):.4f}",
+        )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the bar away, after a failure as well."""
+        del trainer, pl_module, stage
+        self.progress.remove_task(self.task)
+
+
+def fingerprint(source: Source) -> str:
+    """Return the SHA-256 of the source's tensors, wherever they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(source.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """Return what the figures were computed with."""
+    return {
+        "python": platform.python_version(),
+        "packages": {package: version(package) for package in PACKAGES},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def pre_processor(settings: Settings) -> PreProcessor | bool:
+    """Return CIFAR-10's pre-processor with its cut of the centre; ``True`` (the model's own) for everything else."""
+    if settings.resize is None:
+        return True
+    # The paper's Lanczos filter exists for files only, not for tensors; this is the nearest to it.
+    resize = Resize(list(settings.resize), interpolation=InterpolationMode.BICUBIC)
+    transforms: list[Transform] = [resize, CenterCrop(list(settings.image_size))]
+    if settings.imagenet_normalization:
+        transforms.append(Normalize(mean=list(IMAGENET_DEFAULT_MEAN), std=list(IMAGENET_DEFAULT_STD)))
+    return PreProcessor(transform=Compose(transforms))
+
+
+def run(
+    settings: Settings, *, weights: Path | None, root: Path | None, workers: int, progress: Progress
+) -> dict[str, Any]:
+    """Train, evaluate, and return settings, environment and metrics as plain data.
+
+    Args:
+        settings: what is trained.
+        weights: the source's weight file, ``None`` for the published weights of its name.
+        root: the data set's folder, ``None`` for the data module's own default.
+        workers: loader processes.
+        progress: where epochs are shown.
+    """
+    seed_everything(settings.seed, workers=True, verbose=False)
+    arguments: dict[str, Any] = {
+        "source": settings.source,
+        "source_weights": None if weights is None else str(weights),
+        "pretrained": settings.pretrained,
+        "critical_points": list(settings.critical_points),
+        "cloner": settings.cloner,
+        "terms": settings.terms,
+        "value_weight": settings.value_weight,
+        "seed": settings.seed,
+    }
+    own = pre_processor(settings)
+    form: dict[str, Any] = {
+        "image_size": settings.image_size,
+        "imagenet_normalization": settings.imagenet_normalization,
+    }
+    length: dict[str, Any] = {} if settings.epochs is None else {"max_epochs": settings.epochs}
+    model = KdMultiresolution(
+        **arguments,
+        **(form if own is True else {}),
+        pre_processor=own,
+        post_processor=False,
+        evaluator=False,
+        visualizer=False,
+    )
+    evaluation = ViewsAfterConvergence(
+        settings.views, {**arguments, "source_weights": None}, evaluations=settings.evaluations
+    )
+    data = data_module(settings, root, workers)
+    began = time.perf_counter()
+    with TemporaryDirectory() as folder:
+        engine = Engine(
+            default_root_dir=folder,
+            # Nothing is kept but the figures: no checkpoint every epoch, no validation, whose threshold nobody uses.
+            callbacks=[evaluation, EpochProgress(progress, settings.name), ModelCheckpoint(save_top_k=0)],
+            limit_val_batches=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **length,
+        )
+        engine.fit(model, datamodule=data)
+    return {
+        "settings": settings.as_json(),
+        "environment": environment(),
+        "images": {"train": len(data.train_data), "test": len(data.test_data)},
+        "epochs": engine.trainer.current_epoch,
+        "seconds": round(time.perf_counter() - began, 1),
+        **evaluation.summary,
+    }

@@ -1,0 +1,49 @@
+"""Results as files: one per training, written at once or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from reproduction.settings import SCORES, Settings
+
+
+class Results:
+    """A folder of results.
+
+    Args:
+        folder: made when the first result is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __iter__(self) -> Iterator[tuple[Settings, dict[str, Any]]]:
+        """Yield all results with their settings."""
+        for path in sorted(self.folder.glob("*.json")):
+            result = json.loads(path.read_text())
+            yield Settings.from_json(result["settings"]), result
+
+    def find(self, settings: Settings) -> dict[str, Any] | None:
+        """Return the result of a training with these settings that was read in these ways at least, or ``None``."""
+        for stored, result in self:
+            if stored.training == settings.training and covers(stored, settings):
+                return result
+        return None
+
+    def write(self, settings: Settings, result: dict[str, Any]) -> Path:
+        """Write a result; a file of that name is never there in part."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / settings.file_name
+        unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
+        unfinished.write_text(json.dumps(result, indent=2) + "\n")
+        unfinished.replace(path)
+        return path
+
+
+def covers(stored: Settings, wanted: Settings) -> bool:
+    """Whether a result has all views that are wanted; every view has the scores."""
+    return set(wanted.views) - {SCORES} <= set(stored.views)

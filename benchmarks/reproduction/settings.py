@@ -1,0 +1,132 @@
+"""All that decides a figure, and how a network is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to read a trained model: which map, and how it is made.
+
+    Attributes:
+        name: prefix of its metrics.
+        anomaly_map: the model's argument of that name; ``None`` for scores alone.
+        sigma: the map's Gaussian blur in pixels.
+        percentile_scale: scale each map by its own 99th percentile, as for the paper's pixel figures.
+    """
+
+    name: str
+    anomaly_map: str | None = "gradient"
+    sigma: float = 4.0
+    percentile_scale: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the model's arguments."""
+        return {"anomaly_map": self.anomaly_map, "sigma": self.sigma, "percentile_scale": self.percentile_scale}
+
+
+SCORES = View("scores", anomaly_map=None)
+MAPS = View("maps")
+PAPER_MAPS = View("paper_maps", percentile_scale=True)
+ATTRIBUTIONS = {"Gradients": "gradient", "SmoothGrad": "smooth_grad", "GBP": "guided_backprop"}
+
+
+def attribution_view(method: str) -> View:
+    """Return the view of a row of Table 11, such as ``SmoothGrad + Gaussian``."""
+    name, plus, _ = method.partition(" + ")
+    return View(method, ATTRIBUTIONS[name], sigma=4.0 if plus else 0.0, percentile_scale=True)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides the figures of one training.
+
+    Attributes:
+        dataset: a key of :data:`reproduction.data.DATASETS`.
+        normal_class: class or category; empty where the data set has one task only.
+        seed: of the cloner's weights and the order of the images.
+        split: of the held-out normal images, for the data sets without a split of their own.
+        augment: the paper's augmentation of HeadCT.
+        source: name of the source.
+        pretrained: whether its weights are trained ones.
+        weights: the weight file's name, or ``None`` for the published weights of that name.
+        weights_sha256: of the source's tensors.
+        critical_points: where source and cloner are compared.
+        cloner: ``compact`` or ``equal``.
+        terms: ``total``, ``value`` or ``direction``.
+        value_weight: factor of the value term.
+        image_size: height and width in pixels.
+        resize: size before the cut to ``image_size``; ``None``: no cut.
+        imagenet_normalization: whether images are normalised so.
+        batch_size: images per training step.
+        epochs: upper limit of the training; ``None``: the model's own.
+        evaluations: how many late epochs are averaged.
+        limit: training images, and test images of either kind; ``None``: all.
+        views: how the trained model is read.
+    """
+
+    dataset: str
+    normal_class: str
+    seed: int
+    split: int | None
+    augment: bool
+    source: str
+    pretrained: bool
+    weights: str | None
+    weights_sha256: str
+    critical_points: tuple[str, ...]
+    cloner: str
+    terms: str
+    value_weight: float
+    image_size: tuple[int, int]
+    resize: tuple[int, int] | None
+    imagenet_normalization: bool
+    batch_size: int
+    epochs: int | None
+    evaluations: int
+    limit: int | None
+    views: tuple[View, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> Settings:
+        """Return what :meth:`as_json` was made from."""
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()
+        }
+        fields["views"] = tuple(View(**view) for view in plain["views"])
+        return cls(**fields)
+
+    @property
+    def training(self) -> Settings:
+        """The same training, however it is read."""
+        return replace(self, views=())
+
+    @property
+    def repeated(self) -> Settings:
+        """The same training but for what is repeated: seeds and splits."""
+        return replace(self, views=(), seed=0, split=None)
+
+    @property
+    def name(self) -> str:
+        """A short name for people."""
+        parts = [self.dataset, self.normal_class, f"seed{self.seed}"]
+        parts += [f"split{self.split}"] if self.split is not None else []
+        parts += ["augmented"] if self.augment else []
+        parts += [self.cloner] if self.cloner != "compact" else []
+        parts += [self.terms] if self.terms != "total" else []
+        return "-".join(part for part in parts if part)
+
+    @property
+    def file_name(self) -> str:
+        """The name, and a digest of everything."""
+        text = json.dumps(self.as_json(), sort_keys=True)
+        return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"

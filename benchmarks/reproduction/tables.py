@@ -1,0 +1,201 @@
+"""Which trainings make a table of the paper, and which of their figures stand in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+from kd_multiresolution.data.base import find_class
+from kd_multiresolution.published import Table, published_tables
+from kd_multiresolution.torch_model import ANOMALY_MAPS
+from reproduction.data import DATASETS
+from reproduction.settings import ATTRIBUTIONS, MAPS, PAPER_MAPS, SCORES, Settings, View, attribution_view
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row that we measure.
+
+    Attributes:
+        method: name of the published row.
+        view: how the trained model is read for it.
+        last_points: use the last so many critical points; ``None``: all.
+        cloner: size of the cloner.
+        terms: terms of the discrepancy.
+        augment: with HeadCT's augmentation.
+    """
+
+    method: str
+    view: View = SCORES
+    last_points: int | None = None
+    cloner: str = "compact"
+    terms: str = "total"
+    augment: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a table is reproduced.
+
+    Attributes:
+        datasets: those that it can be measured on; the first is the default, or all are, one per column.
+        variants: the rows.
+        views: how every training is read, beyond what the rows need.
+        beside: metrics that are shown beside the table's own.
+        per_column: whether each column is a data set of its own.
+    """
+
+    datasets: tuple[str, ...]
+    variants: tuple[Variant, ...]
+    views: tuple[View, ...] = ()
+    beside: tuple[str, ...] = ("image_F1",)
+    per_column: bool = False
+
+
+def _sizes_and_terms(equal: str, smaller: str) -> tuple[Variant, ...]:
+    """Return the rows of Tables 9 and 10, which differ in two names."""
+    sizes = (Variant(equal, cloner="equal"), Variant(smaller))
+    return (*sizes, Variant("Dir Loss", terms="direction"), Variant("MSE Loss", terms="value"), Variant("Total Loss"))
+
+
+_MAPS = (MAPS, PAPER_MAPS)
+_MAP_METRICS = ("maps/pixel_AUROC", "maps/AUPRO")
+_ATTRIBUTIONS = tuple(
+    Variant(method, attribution_view(method)) for name in ATTRIBUTIONS for method in (f"{name} + Gaussian", name)
+)
+
+PLANS: Mapping[int, Plan] = MappingProxyType(
+    {
+        1: Plan(("mvtec",), _ATTRIBUTIONS, beside=()),
+        2: Plan(("mnist", "fashion_mnist", "cifar10", "cifar10_folder"), (Variant("OURS"),)),
+        3: Plan(("mvtec",), (Variant("OURS"),), views=_MAPS),
+        4: Plan(("mvtec",), (Variant("OURS", PAPER_MAPS),), views=_MAPS, beside=_MAP_METRICS),
+        5: Plan(("retinal_oct", "resc"), (Variant("OURS"),)),
+        6: Plan(("brain_mri", "head_ct"), (Variant("OURS"), Variant("OURS+AUG", augment=True)), per_column=True),
+        7: Plan(
+            ("mvtec",),
+            (Variant("TheLast", last_points=1), Variant("TheLast2", last_points=2), Variant("TheLast4")),
+        ),
+        8: Plan(
+            ("mnist",),
+            (Variant("TheLast", last_points=1), Variant("TheLast2", last_points=2), Variant("TheLast3")),
+        ),
+        9: Plan(("mvtec",), _sizes_and_terms("EqualNet", "SmallerNet")),
+        10: Plan(
+            ("cifar10", "cifar10_folder"),
+            _sizes_and_terms("Equal Net", "Smaller Net"),
+        ),
+        11: Plan(("mvtec",), _ATTRIBUTIONS, beside=()),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A table and its trainings.
+
+    Attributes:
+        number: the table's.
+        published: its figures.
+        plan: how it is reproduced.
+        dataset: the data set, ``None`` where each column has its own.
+        columns: the columns to measure.
+        cells: the settings of each row's columns, for one seed and split.
+        missing: rows that the model cannot measure, with the reason.
+    """
+
+    number: int
+    published: Table
+    plan: Plan
+    dataset: str | None
+    columns: tuple[str, ...]
+    cells: Mapping[Variant, Mapping[str, Settings]]
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
+def published_table(number: int, dataset: str | None) -> Table:
+    """Return the published table of a number; Table 2 is one per data set."""
+    name = str(number)
+    if number == 2 and dataset is not None:
+        name = f"2 {DATASETS[dataset].preset}"
+    if number == 1:  # means of what Table 11 has class by class
+        one, eleven = published_tables()["1"], published_tables()["11"]
+        rows = tuple(replace(row, mean=one.row(row.method).values[0]) for row in eleven.rows)
+        return replace(one, columns=eleven.columns, rows=rows)
+    return published_tables()[name]
+
+
+def reproduction(
+    number: int, dataset: str | None, classes: Sequence[str] | None, base: Mapping[str, Any]
+) -> Reproduction:
+    """Return all that a table needs.
+
+    Args:
+        number: 1 to 11.
+        dataset: one of the plan's; ``None``: the first, or all where each column has its own.
+        classes: names or numbers of columns; ``None``: all.
+        base: settings that all trainings share, :class:`Settings`' fields but those decided here.
+
+    Raises:
+        ValueError: if the table is not about that data set, or has no such class.
+    """
+    plan = PLANS[number]
+    if dataset is not None and dataset not in plan.datasets:
+        msg = f"--dataset={dataset!r}: Table {number} takes {', '.join(plan.datasets)}."
+        raise ValueError(msg)
+    if dataset is None and not plan.per_column:
+        dataset = plan.datasets[0]
+    published = published_table(number, dataset)
+    columns = published.columns
+    if classes is not None:
+        columns = tuple(columns[find_class(name, columns)] for name in classes)
+    elif plan.per_column and dataset is not None:
+        columns = (dataset,)
+    missing = {
+        variant.method: f"the model offers no {variant.view.anomaly_map} map"
+        for variant in plan.variants
+        if variant.view.anomaly_map not in (None, *ANOMALY_MAPS)
+    }
+    variants = [variant for variant in plan.variants if variant.method not in missing]
+    views = dict.fromkeys((*plan.views, *(variant.view for variant in variants)))
+    shared = tuple(view for view in views if view != SCORES or len(views) == 1)  # every view has the scores
+    cells = {
+        variant: {
+            column: _settings(variant, column if plan.per_column else str(dataset), column, shared, base)
+            for column in columns
+            if not variant.augment or column == "head_ct"
+        }
+        for variant in variants
+    }
+    own = None if plan.per_column else dataset
+    return Reproduction(number, published, plan, own, columns, cells, missing)
+
+
+def _settings(
+    variant: Variant, dataset: str, column: str, views: tuple[View, ...], base: Mapping[str, Any]
+) -> Settings:
+    preset = DATASETS[dataset].settings
+    fields: dict[str, Any] = {
+        "image_size": preset.image_size,
+        "resize": preset.resize,
+        "imagenet_normalization": preset.imagenet_normalization,
+        "value_weight": preset.value_weight,
+        **base,
+    }
+    if "image_size" in base:
+        fields["resize"] = None  # the cut belongs to the preset's size
+    if variant.last_points is not None:
+        fields["critical_points"] = fields["critical_points"][-variant.last_points :]
+    return Settings(
+        dataset=dataset,
+        normal_class=column if DATASETS[dataset].class_argument else "",
+        seed=0,
+        split=0 if DATASETS[dataset].splits else None,
+        augment=variant.augment,
+        cloner=variant.cloner,
+        terms=variant.terms,
+        views=views,
+        **fields,
+    )

@@ -1,0 +1,100 @@
+"""Tables rendered from results written by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import pytest
+
+from reproduction.rendering import measured, render
+from reproduction.results import Results
+from reproduction.settings import Settings
+from reproduction.tables import Reproduction, reproduction
+
+BASE: dict[str, Any] = {
+    "source": "vgg16.tv_in1k", "pretrained": True, "weights": None, "weights_sha256": "abc", "batch_size": 64,
+    "critical_points": ("pool2", "pool3", "pool4", "pool5"), "evaluations": 5, "epochs": None, "limit": None,
+}  # fmt: skip
+
+
+def only(table: Reproduction) -> tuple[Any, Any]:
+    ((variant, columns),) = table.cells.items()
+    return variant, columns
+
+
+def write(results: Results, settings: Settings, *values: float, view: str = "scores") -> None:
+    figure = {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None, "values": list(values)}
+    metrics = {f"{view}/image_AUROC": figure, f"{view}/image_F1": {"mean": 0.5, "std": None, "values": [0.5]}}
+    result = {"settings": settings.as_json(), "metrics": metrics, "epochs": 90, "converged_after": 50}
+    results.write(settings, result)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    return Results(tmp_path)
+
+
+def repeat(settings: Settings, **changes: int) -> Settings:
+    return Settings.from_json({**settings.as_json(), **changes})
+
+
+def test_each_spread_is_named_after_what_is_repeated(results: Results) -> None:
+    table = reproduction(6, "brain_mri", None, BASE)
+    variant, columns = next(iter(table.cells.items()))
+    wanted = columns["brain_mri"]
+    for split, seed, values in ((0, 0, (0.90, 0.92)), (0, 1, (0.94, 0.94)), (1, 0, (0.80, 0.84)), (1, 1, (0.86, 0.86))):
+        write(results, repeat(wanted, split=split, seed=seed), *values)
+    cell = measured(results, variant, wanted, "image_AUROC", ("image_F1",))
+    assert cell is not None
+    assert cell.mean == pytest.approx(mean([91, 94, 82, 86]))
+    assert cell.over_epochs == pytest.approx(mean([stdev([90, 92]), 0, stdev([80, 84]), 0]))
+    assert cell.over_seeds == pytest.approx(mean([stdev([91, 94]), stdev([82, 86])]))
+    assert cell.over_splits == pytest.approx(stdev([92.5, 84]))
+    assert (cell.trainings, cell.evaluations, cell.converged) == (4, 2, 4)
+    assert cell.beside == {"image_F1": 50}
+    line = next(line for line in render(table, results, {}).splitlines() if line.startswith("| brain_mri"))
+    cells = [text.strip() for text in line.strip("|").split("|")]
+    assert cells == [
+        "brain_mri", "95.01 ± 0.229", "88.25", "1.06 (2)", "2.47", "6.01", "-6.76", "90", "4 of 4", "50.00",
+    ]  # fmt: skip
+
+
+def test_the_mean_is_compared_over_the_same_classes(results: Results) -> None:
+    table = reproduction(2, "mnist", None, BASE)
+    _, columns = only(table)
+    write(results, columns["zero"], 0.99)
+    write(results, columns["two"], 0.97)
+    lines = render(table, results, {}).splitlines()
+    # Published for these two: 99.82 and 97.79.
+    assert "| **mean of these 2** | 98.81 | 98.00 |  |  |  | -0.81 |" in "\n".join(lines)
+    assert sum(line.endswith("| – | – | – | – | – | – | – | – |") for line in lines) == 8
+    for column in columns:
+        write(results, columns[column], 0.98)
+    assert "| **mean** | 98.71 | 98.00 |  |  |  | -0.71 |" in render(table, results, {})
+
+
+def test_one_evaluation_has_no_spread_and_a_short_run_says_so(results: Results) -> None:
+    table = reproduction(2, "mnist", ["0"], {**BASE, "limit": 5, "epochs": 2})
+    _, columns = only(table)
+    write(results, columns["zero"], 0.5)
+    text = render(table, results, {})
+    assert "| zero | 99.82 ± 0.023 | 50.00 | – (1) | – | – | -49.82 |" in text
+    assert "A short run: 5 training images" in text
+    assert "limited to 2 epochs" in text
+
+
+def test_results_of_other_settings_do_not_mix(results: Results) -> None:
+    long, short = (reproduction(2, "mnist", ["0"], {**BASE, "limit": limit}) for limit in (None, 5))
+    write(results, only(short)[1]["zero"], 0.5)
+    assert "50.00" not in render(long, results, {})
+    assert "50.00" in render(short, results, {})
+
+
+def test_notes_and_competitors_stand_below(results: Results) -> None:
+    text = render(reproduction(7, None, None, BASE), results, {"screw": "OSError: no such file"})
+    assert "in the column order of Table 3" in text
+    assert "- screw failed: OSError: no such file" in text
+    assert "Other methods" not in text
+    assert "GT* 67.06" in render(reproduction(3, None, None, BASE), results, {})

@@ -1,0 +1,222 @@
+"""The command that reproduces a table, on small pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from anomalib.cli.cli import AnomalibCLI
+from PIL import Image
+
+import reproduce
+from kd_multiresolution.data.texture_defects import ensure_written
+from kd_multiresolution.torch_model import ANOMALY_MAPS
+from reproduction.experiment import pre_processor
+from reproduction.results import Results
+from reproduction.settings import SCORES, Settings
+from reproduction.tables import PLANS, reproduction
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+BASE: dict[str, Any] = {
+    "source": "light_vgg", "pretrained": True, "weights": None, "weights_sha256": "0", "batch_size": 64, "epochs": None,
+    "critical_points": ("pool2", "pool3", "pool4", "pool5"), "evaluations": 5, "limit": None,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def medical(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``brain_mri`` and ``head_ct`` of 14 normal and 3 anomalous images."""
+    root = tmp_path_factory.mktemp("medical")
+    generator = np.random.default_rng(0)
+    for number in range(17):
+        picture = Image.fromarray(generator.integers(0, 160 + 20 * (number // 14), (32, 32), dtype=np.uint8))
+        for path in (
+            root / "brain_mri" / ("no" if number < 14 else "yes") / f"{number}.png",
+            root / "head_ct" / "head_ct" / f"{number:03d}.png",
+        ):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+    labels = "".join(f"{number}, {int(number >= 14)}\n" for number in range(17))
+    (root / "head_ct" / "labels.csv").write_text("id, hemorrhage\n" + labels)
+    return root
+
+
+@pytest.fixture(scope="module")
+def mvtec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``bottle`` in MVTec AD's layout: the bricks of the demo."""
+    root = tmp_path_factory.mktemp("mvtec")
+    (root / "bottle").symlink_to(ensure_written(root / "textures", "brick", 0))
+    return root
+
+
+def reproduce_table(number: int, root: Path, output: Path, *more: str) -> int:
+    short = ["--image-size", "32", "--epochs", "1", "--source", "light_vgg"]
+    return reproduce.main(["--table", str(number), "--root", str(root), "--output", str(output), *short, *more])
+
+
+def test_a_table_is_written_and_nothing_done_twice(medical: Path, tmp_path: Path) -> None:
+    assert reproduce_table(6, medical, tmp_path, "--splits", "0", "1") == 0
+    files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "trainings").iterdir()}
+    assert len(files) == 6  # two splits of BrainMRI, HeadCT and HeadCT with augmentation
+    assert (tmp_path / "table_6.png").stat().st_size > 1000
+    text = (tmp_path / "table_6.md").read_text()
+    assert text.count("| head_ct | 7") == 1
+    assert text.count("| head_ct | 8") == 1
+    assert "0 of 2" in text  # after one epoch nothing has converged
+
+    # A second call does what is new: a third split; a removed file is made again, the others stay.
+    removed = next(name for name in files if name.startswith("brain_mri-seed0-split1"))
+    (tmp_path / "trainings" / removed).unlink()
+    assert reproduce_table(6, medical, tmp_path, "--dataset", "brain_mri", "--splits", "1", "2") == 0
+    again = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "trainings").iterdir()}
+    assert {name for name in again if again[name] != files.get(name)} == {
+        removed,
+        *(name for name in again if "brain_mri-seed0-split2" in name),
+    }
+    assert len(again) == 7
+
+
+def test_a_result_says_what_it_was_made_with(medical: Path, tmp_path: Path) -> None:
+    reproduce_table(6, medical, tmp_path, "--dataset", "brain_mri", "--seeds", "4")
+    ((settings, result),) = Results(tmp_path / "trainings")
+    assert (settings.dataset, settings.seed, settings.split, settings.source) == ("brain_mri", 4, 0, "light_vgg")
+    assert len(settings.weights_sha256) == 64
+    assert result["environment"]["packages"].keys() >= {"kd-multiresolution", "torch", "anomalib"}
+    assert result["images"] == {"train": 4, "test": 13}
+    assert (result["epochs"], result["evaluated_after"], result["converged_after"]) == (1, [1], None)
+    assert result["metrics"].keys() == {"scores/image_AUROC", "scores/image_F1"}
+
+
+def test_other_settings_are_another_result(medical: Path, tmp_path: Path) -> None:
+    for batch in ("2", "4", "2"):
+        reproduce_table(6, medical, tmp_path, "--dataset", "brain_mri", "--batch-size", batch)
+    assert len(list(Results(tmp_path / "trainings"))) == 2
+
+
+def test_an_interrupted_run_keeps_what_is_done(medical: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, started = reproduce.run, []
+
+    def interrupted(settings: Settings, **arguments: Any) -> dict[str, Any]:
+        started.append(settings)
+        if len(started) == 2:
+            raise KeyboardInterrupt
+        return run(settings, **arguments)
+
+    monkeypatch.setattr(reproduce, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce_table(6, medical, tmp_path, "--dataset", "brain_mri", "--splits", "0", "1", "2")
+    assert [settings.split for settings, _ in Results(tmp_path / "trainings")] == [0]
+    reproduce_table(6, medical, tmp_path, "--dataset", "brain_mri", "--splits", "0", "1", "2")
+    assert [settings.split for settings in started] == [0, 1, 1, 2]
+
+
+def test_a_failed_training_is_named_and_the_others_go_on(medical: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "head_ct").symlink_to(medical / "head_ct")
+    assert reproduce_table(6, tmp_path / "data", tmp_path) == 1
+    text = (tmp_path / "table_6.md").read_text()
+    assert "| brain_mri | 95.01 ± 0.229 | – |" in text
+    assert "brain_mri-seed0-split0 failed: FileNotFoundError" in text
+    assert len(list(Results(tmp_path / "trainings"))) == 2
+    assert reproduce_table(6, medical, tmp_path) == 0, "what failed is tried again"
+
+
+def test_attributions_are_read_from_one_training(mvtec: Path, tmp_path: Path) -> None:
+    short = ["--classes", "bottle", "--limit", "6"]
+    assert reproduce_table(11, mvtec, tmp_path, *short) == 0
+    ((_, result),) = Results(tmp_path / "trainings")
+    assert result["images"] == {"train": 6, "test": 12}
+    metrics = {name: figure["mean"] for name, figure in result["metrics"].items()}
+    blurred, plain = (metrics[f"{name}/pixel_AUROC_anomalous"] for name in ("Gradients + Gaussian", "Gradients"))
+    assert blurred != plain
+    assert len({figure for name, figure in metrics.items() if name.endswith("image_AUROC")}) == 1
+    text = (tmp_path / "table_11.md").read_text()
+    assert f"| bottle | 96.32 | {100 * blurred:.2f} |" in text
+    assert f"| bottle | 93.20 | {100 * plain:.2f} |" in text
+    for method, name in (("SmoothGrad", "smooth_grad"), ("GBP", "guided_backprop")):
+        assert (f"## {method}" in text) == (name in ANOMALY_MAPS)
+        assert (f"{method}: not measured, the model offers no {name} map" in text) == (name not in ANOMALY_MAPS)
+
+    # Table 1 has the means of the same columns; Table 7's last row asks for scores, which that training has as well.
+    assert reproduce_table(1, mvtec, tmp_path, *short) == 0
+    assert reproduce_table(7, mvtec, tmp_path, *short) == 0
+    points = sorted(len(settings.critical_points) for settings, _ in Results(tmp_path / "trainings"))
+    assert points == [1, 2, 4]
+
+
+def test_missing_weights_are_said_before_anything_starts(tmp_path: Path) -> None:
+    absent = tmp_path / "vgg16.safetensors"
+    with pytest.raises(SystemExit, match="no such file"):
+        reproduce.main(["--table", "3", "--source-weights", str(absent), "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
+    for arguments, message in (
+        (["--table", "3", "--dataset", "mnist"], "Table 3 takes mvtec"),
+        (["--table", "3", "--classes", "cow"], "0 bottle, 1 hazelnut"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            reproduce.main([*arguments, "--source", "light_vgg", "--output", str(tmp_path)])
+
+
+@pytest.mark.parametrize("number", PLANS)
+def test_every_plan_covers_its_table(number: int) -> None:
+    for dataset in PLANS[number].datasets:
+        table = reproduction(number, dataset, None, BASE)
+        for variant, columns in table.cells.items():
+            assert table.published.row(variant.method)
+            assert set(columns) <= set(table.published.columns)
+        methods = {variant.method for variant in table.cells} | set(table.missing)
+        assert methods == {variant.method for variant in PLANS[number].variants}
+        ablation = number in {1, 7, 8, 9, 10, 11}
+        assert not ablation or methods == {row.method for row in table.published.rows}
+
+
+def test_settings_come_from_the_presets_and_the_variant() -> None:
+    seven = reproduction(7, None, ["screw"], BASE).cells
+    points = {variant.method: columns["screw"].critical_points for variant, columns in seven.items()}
+    assert points == {
+        "TheLast": ("pool5",), "TheLast2": ("pool4", "pool5"), "TheLast4": ("pool2", "pool3", "pool4", "pool5"),
+    }  # fmt: skip
+    nine = reproduction(9, None, ["screw"], BASE).cells
+    assert {(v.method, c["screw"].cloner, c["screw"].terms) for v, c in nine.items()} == {
+        ("EqualNet", "equal", "total"), ("SmallerNet", "compact", "total"), ("Dir Loss", "compact", "direction"),
+        ("MSE Loss", "compact", "value"), ("Total Loss", "compact", "total"),
+    }  # fmt: skip
+    assert len(reproduce.trainings(reproduction(9, None, ["screw"], BASE), [0], [0])) == 4, "two rows are the same"
+    (cifar,) = reproduction(2, "cifar10", ["3"], BASE).cells.values()
+    assert cifar["cat"].value_weight == 0.01
+    assert (cifar["cat"].resize, cifar["cat"].image_size) == ((256, 256), (224, 224))
+    (small,) = reproduction(2, "cifar10", ["3"], {**BASE, "image_size": (64, 64)}).cells.values()
+    assert (small["cat"].resize, small["cat"].image_size) == (None, (64, 64))
+    assert Settings.from_json(cifar["cat"].as_json()) == cifar["cat"]
+
+
+def test_cifar10_is_cut_as_in_its_configuration() -> None:
+    (cells,) = reproduction(2, "cifar10", ["cat"], BASE).cells.values()
+    arguments = ["fit", "--config", str(CONFIGS / "cifar10.yaml"), "--model.source", "light_vgg"]
+    expected = AnomalibCLI(args=arguments, run=False).model.pre_processor.transform
+    image = torch.rand(3, 32, 32)
+    assert torch.equal(pre_processor(cells["cat"]).transform(image), expected(image))
+
+
+def test_a_result_with_more_views_will_do(tmp_path: Path) -> None:
+    (four,) = reproduction(4, None, ["screw"], BASE).cells.values()
+    (three,) = reproduction(3, None, ["screw"], BASE).cells.values()
+    assert three == four, "Tables 3 and 4 share their trainings"
+    last = next(c["screw"] for v, c in reproduction(7, None, ["screw"], BASE).cells.items() if v.last_points is None)
+    assert last.views == (SCORES,)
+    results = Results(tmp_path)
+    results.write(four["screw"], {"settings": four["screw"].as_json()})
+    assert results.find(last) is not None
+    results.write(last, {"settings": last.as_json()})
+    (tmp_path / four["screw"].file_name).unlink()
+    assert results.find(four["screw"]) is None
+    assert json.loads((tmp_path / last.file_name).read_text())["settings"]["views"] == [
+        {"name": "scores", "anomaly_map": None, "sigma": 4.0, "percentile_scale": False}
+    ]
