@@ -141,7 +141,7 @@ class Losses(Callback):
         del args
         self.num_images = len(trainer.train_dataloader.dataset)
         self.losses.append(float(outputs["loss"]))
-        self.kept = None if pl_module._features is None else len(pl_module._features)  # noqa: SLF001
+        self.kept = None if pl_module._features is None else len(pl_module._features)
 
 
 def train(pictures: Path, folder: Path, augmentations: v2.Transform | None = None, **arguments: Any) -> Losses:
@@ -158,7 +158,7 @@ def train(pictures: Path, folder: Path, augmentations: v2.Transform | None = Non
         callbacks=[losses], precision=precision,
     )  # fmt: skip
     engine.fit(network, datamodule=data)
-    assert network._features is None  # noqa: SLF001
+    assert network._features is None
     return losses
 
 

@@ -182,8 +182,8 @@ class FeatureCache:
                 logger.info("%s, %.1f of them in memory, the rest in %s.", needed, self.memory, self.folder)
             except OSError as error:
                 logger.warning(
-                    "%s: those of %d images fit into the memory of feature_cache_memory=%g GiB, the others are computed "
-                    "in every epoch, for they do not fit into feature_cache_folder=%s (%s).",
+                    "%s: those of %d images fit into the memory of feature_cache_memory=%g GiB, the others are "
+                    "computed in every epoch, for they do not fit into feature_cache_folder=%s (%s).",
                     needed,
                     in_memory,
                     self.memory,
@@ -224,7 +224,7 @@ def _map_unnamed_file(folder: Path, rows: int, shapes: Sequence[tuple[int, ...]]
     finally:
         os.close(handle)
         Path(name).unlink()
-    return [part.view(rows, *shape) for part, shape in zip(mapped.split(counts), shapes, strict=True)]
+    return [part.view(rows, *shape) for part, shape in zip(torch.split(mapped, counts), shapes, strict=True)]
 
 
 def check_cache_arguments(dtype: str | None, memory: float, folder: str | Path | None) -> None:

@@ -89,11 +89,11 @@ class KdMultiresolution(AnomalibModule):
             takes precedence (unless it is 1000, Lightning's own default), as an upper limit where ``epochs`` is not
             given.
         learning_rate: Adam's learning rate.
-        feature_cache: ``float32`` or ``float16``: in training keep the source's features of each image in that precision
-            instead of computing them in every epoch; null: do not. Images that augmentation changes are never kept.
-        feature_cache_memory: GiB of memory for them; what is beyond goes into a file that vanishes with the training.
+        feature_cache: ``float32`` or ``float16``: in training keep the source's features of each image, in that
+            precision, instead of computing them in every epoch; null: do not. Augmented images are never kept.
+        feature_cache_memory: GiB of memory for them; the rest goes into a file that vanishes with the training.
         feature_cache_folder: folder of that file. Default: the system's folder for temporary files.
-        seed: seed of the cloner's initial weights, of a random source, and, where Lightning's ``seed_everything`` was not
+        seed: seed of the cloner's initial weights, of a random source, and, unless Lightning's ``seed_everything`` was
             called, of the order of the training images, which follows from seed and epoch.
         pre_processor: anomalib's pre-processor; true for resizing (and normalising, if asked for), false for none.
         post_processor: anomalib's post-processor; true for one that does not clamp scores, false for raw scores.
@@ -290,7 +290,7 @@ class KdMultiresolution(AnomalibModule):
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> Tensor:
         """Return the mean discrepancy of the batch over all critical points."""
         del args, kwargs
-        images = self.model.checked_images(batch.image)
+        images = self.model.checked_images(cast("Tensor", batch.image))
         with torch.no_grad():
             if self._features is None or batch.image_path is None:
                 source_features = self.model.source(images)
