@@ -70,6 +70,21 @@ def test_training_moves_the_cloner_and_never_the_source(pictures: Path, tmp_path
     assert all(moved)
 
 
+def test_order_of_images_follows_from_the_seed_alone(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on anomalib's command line, which ignores its --seed_everything.
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    losses = []
+    for i, seed in enumerate((0, 0, 1)):
+        torch.manual_seed(i)
+        network = model()
+        network.seed = seed  # the cloner starts equal in all three
+        engine(tmp_path / str(i)).fit(network, datamodule=data(pictures))
+        losses.append(float(network.trainer.callback_metrics["train_loss"]))
+    assert losses[0] == losses[1] != losses[2]
+
+
 def test_same_seed_same_figures(pictures: Path, tmp_path: Path) -> None:
     networks = [model(), model()]
     for i, network in enumerate(networks):
