@@ -118,10 +118,10 @@ def test_changing_part(transform: nn.Module | None, part: type[nn.Module] | None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"feature_cache": "float64"}, "feature_cache='float64'"),
-        ({"feature_cache_memory": -1.0}, "feature_cache_memory=-1.0"),
-        ({"feature_cache_memory": float("nan")}, "feature_cache_memory=nan"),
-        ({"feature_cache_folder": "/no/such/folder"}, "feature_cache_folder='/no/such/folder'"),
+        ({"cache": "float64"}, "cache='float64'"),
+        ({"cache_memory": -1.0}, "cache_memory=-1.0"),
+        ({"cache_memory": float("nan")}, "cache_memory=nan"),
+        ({"cache_folder": "/no/such/folder"}, "cache_folder='/no/such/folder'"),
     ],
 )
 def test_refused_arguments(arguments: dict[str, Any], message: str) -> None:
@@ -141,7 +141,7 @@ class Losses(Callback):
         del args
         self.num_images = len(trainer.train_dataloader.dataset)
         self.losses.append(float(outputs["loss"]))
-        self.kept = None if pl_module._features is None else len(pl_module._features)
+        self.kept = None if (cache := pl_module.training_cache.features) is None else len(cache)
 
 
 def train(pictures: Path, folder: Path, augmentations: v2.Transform | None = None, **arguments: Any) -> Losses:
@@ -158,7 +158,7 @@ def train(pictures: Path, folder: Path, augmentations: v2.Transform | None = Non
         callbacks=[losses], precision=precision,
     )  # fmt: skip
     engine.fit(network, datamodule=data)
-    assert network._features is None
+    assert network.training_cache.features is None
     return losses
 
 
@@ -173,9 +173,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_it_is_invisible_in_the_losses(precision: str, pictures: Path, tmp_path: Path) -> None:
-    without = train(pictures, tmp_path / "without", feature_cache=None, precision=precision)
+    without = train(pictures, tmp_path / "without", cache=None, precision=precision)
     cached = train(pictures, tmp_path / "with", precision=precision)
-    on_disk = train(pictures, tmp_path / "disk", precision=precision, feature_cache_memory=0.0)
+    on_disk = train(pictures, tmp_path / "disk", precision=precision, cache_memory=0.0)
     assert (without.kept, cached.kept, on_disk.kept) == (None, cached.num_images, on_disk.num_images)
     assert cached.losses == on_disk.losses == without.losses
     assert cached.losses[-1] < cached.losses[0]

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from anomalib.data.transforms import ExportableCenterCrop, SquarePad
@@ -68,9 +69,11 @@ class FeatureCache:
         ValueError: if ``memory`` is negative, ``folder`` is not a folder, or ``dtype`` is neither of the two.
     """
 
+    Source: TypeAlias = Callable[[Tensor], list[Tensor]]
+
     def __init__(
         self,
-        source: Callable[[Tensor], list[Tensor]],
+        source: Source,
         num_images: int,
         *,
         memory: float = 2.0,
@@ -163,7 +166,7 @@ class FeatureCache:
             if not bool((old - new).abs().max() <= 0.02 * scale):
                 msg = (
                     f"{path}: this training image is not the same as in the epoch before, so the source's features "
-                    "cannot be kept. Train with feature_cache=null."
+                    "cannot be kept. Train with cache=null."
                 )
                 raise RuntimeError(msg)
         self._checked = True
@@ -182,8 +185,8 @@ class FeatureCache:
                 logger.info("%s, %.1f of them in memory, the rest in %s.", needed, self.memory, self.folder)
             except OSError as error:
                 logger.warning(
-                    "%s: those of %d images fit into the memory of feature_cache_memory=%g GiB, the others are "
-                    "computed in every epoch, for they do not fit into feature_cache_folder=%s (%s).",
+                    "%s: those of %d images fit into the memory of cache_memory=%g GiB, the others are "
+                    "computed in every epoch, for they do not fit into cache_folder=%s (%s).",
                     needed,
                     in_memory,
                     self.memory,
@@ -234,11 +237,11 @@ def check_cache_arguments(dtype: str | None, memory: float, folder: str | Path |
         ValueError: if one is out of range.
     """
     if dtype is not None and dtype not in DTYPES:
-        msg = f"feature_cache={dtype!r}: expected one of {', '.join(DTYPES)}, or null for none."
+        msg = f"cache={dtype!r}: expected one of {', '.join(DTYPES)}, or null for none."
         raise ValueError(msg)
     if not 0 <= memory < float("inf"):
-        msg = f"feature_cache_memory={memory!r}: expected a number of GiB, 0 or more."
+        msg = f"cache_memory={memory!r}: expected a number of GiB, 0 or more."
         raise ValueError(msg)
     if folder is not None and not Path(folder).is_dir():
-        msg = f"feature_cache_folder={str(folder)!r}: no such folder. Make it first, or leave the argument out."
+        msg = f"cache_folder={str(folder)!r}: no such folder. Make it first, or leave the argument out."
         raise ValueError(msg)

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 
 import torch
 from anomalib import LearningType
-from anomalib.data import AnomalibDataset, ImageBatch
+from anomalib.data import ImageBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
@@ -28,11 +28,11 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
 
 from kd_multiresolution.convergence import ConvergenceStopping
 from kd_multiresolution.discrepancy import discrepancy_terms, weighted_sum
-from kd_multiresolution.feature_cache import FeatureCache, changing_part, check_cache_arguments
 from kd_multiresolution.post_processor import RankEvaluator, UnclampedPostProcessor
 from kd_multiresolution.presets import LEARNING_RATE, PRESETS
 from kd_multiresolution.registration import register_models
 from kd_multiresolution.torch_model import KdMultiresolutionModel, check_image_size
+from kd_multiresolution.training_cache import TrainingCache
 
 logger = logging.getLogger(__name__)
 
@@ -89,10 +89,11 @@ class KdMultiresolution(AnomalibModule):
             takes precedence (unless it is 1000, Lightning's own default), as an upper limit where ``epochs`` is not
             given.
         learning_rate: Adam's learning rate.
-        feature_cache: ``float32`` or ``float16``: in training keep the source's features of each image, in that
-            precision, instead of computing them in every epoch; null: do not. Augmented images are never kept.
-        feature_cache_memory: GiB of memory for them; the rest goes into a file that vanishes with the training.
-        feature_cache_folder: folder of that file. Default: the system's folder for temporary files.
+        cache: ``float32`` or ``float16``: in training read each image once and compute the source's features of it
+            once, kept in that precision; null: in every epoch. Images that augmentation changes are never kept.
+        cache_memory: GiB of memory for images, which may take half of it, and features; features that exceed it go
+            into a file that vanishes with the training.
+        cache_folder: folder of that file. Default: the system's folder for temporary files.
         seed: seed of the cloner's initial weights, of a random source, and, unless Lightning's ``seed_everything`` was
             called, of the order of the training images, which follows from seed and epoch.
         pre_processor: anomalib's pre-processor; true for resizing (and normalising, if asked for), false for none.
@@ -131,9 +132,9 @@ class KdMultiresolution(AnomalibModule):
         imagenet_normalization: bool = DEFAULT.imagenet_normalization,
         epochs: int | None = None,
         learning_rate: float = LEARNING_RATE,
-        feature_cache: Literal["float32", "float16"] | None = "float32",
-        feature_cache_memory: float = 2.0,
-        feature_cache_folder: str | None = None,
+        cache: Literal["float32", "float16"] | None = "float32",
+        cache_memory: float = 2.0,
+        cache_folder: str | None = None,
         seed: int = 0,
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
@@ -150,7 +151,6 @@ class KdMultiresolution(AnomalibModule):
             if number is not None and not 0 < number < float("inf"):
                 msg = f"{name}={number!r}: expected a number above 0."
                 raise ValueError(msg)
-        check_cache_arguments(feature_cache, feature_cache_memory, feature_cache_folder)
         size = DEFAULT.image_size if image_size is None else image_size
         size = (size, size) if isinstance(size, int) else (size[0], size[1])
         if pre_processor is True:
@@ -163,12 +163,9 @@ class KdMultiresolution(AnomalibModule):
         )
         self.epochs = epochs
         self.learning_rate = learning_rate
-        self.feature_cache = feature_cache
-        self.feature_cache_memory = feature_cache_memory
-        self.feature_cache_folder = feature_cache_folder
+        self.training_cache = TrainingCache(cache, memory=cache_memory, folder=cache_folder)
         self.seed = seed
         self._first_epoch = 0
-        self._features: FeatureCache | None = None
         weights_follow = _weights_follow.get()
         self.model = KdMultiresolutionModel(
             source,
@@ -237,6 +234,7 @@ class KdMultiresolution(AnomalibModule):
         """Return anomalib's components, and the stop at convergence unless ``epochs`` or the user's own one rules."""
         components = super().configure_callbacks()
         callbacks = [components] if isinstance(components, Callback) else [*components]
+        callbacks.append(self.training_cache)
         trainer_callbacks: list[Callback] = getattr(self.trainer, "callbacks", [])
         own = any(isinstance(callback, ConvergenceStopping) for callback in trainer_callbacks)
         if self.epochs is None and not own:
@@ -265,15 +263,13 @@ class KdMultiresolution(AnomalibModule):
             self._first_epoch = checkpoint["epoch"] + 1
 
     def on_train_start(self) -> None:
-        """Make the feature cache; find the value weight, if it is ``auto`` and this training resumes no other."""
-        self._features = self._new_feature_cache()
+        """Find the value weight, if it is ``auto`` and this training does not resume another."""
         if self.model.value_weight is None:
             self.model.value_weight = self._initial_value_weight()
             logger.info("value_weight: auto = %.6g", self.model.value_weight)
 
     def on_train_end(self) -> None:
-        """Free the feature cache."""
-        self._features = None
+        """Let the next training begin anew."""
         self._first_epoch = 0
 
     def on_train_epoch_start(self) -> None:
@@ -292,10 +288,7 @@ class KdMultiresolution(AnomalibModule):
         del args, kwargs
         images = self.model.checked_images(cast("Tensor", batch.image))
         with torch.no_grad():
-            if self._features is None or batch.image_path is None:
-                source_features = self.model.source(images)
-            else:
-                source_features = self._features.features(batch.image_path, images)
+            source_features = self.training_cache.source_features(self.model.source, batch, images)
         terms = discrepancy_terms(source_features, self.model.cloner(images), self.model.terms)
         loss = weighted_sum(terms, self.model.known_value_weight).mean()
         losses = {"loss": loss.detach(), **{name: term.detach().mean() for name, term in terms.items()}}
@@ -375,29 +368,6 @@ class KdMultiresolution(AnomalibModule):
         # anomalib's command line takes --seed_everything, and does not call it.
         seed = int(os.environ.get("PL_GLOBAL_SEED", self.seed))
         torch.manual_seed(seed + EPOCH_SEEDS * epoch)
-
-    def _new_feature_cache(self) -> FeatureCache | None:
-        """Return an empty cache, or ``None`` if the user wants none or the training images change."""
-        if self.feature_cache is None:
-            return None
-        dataset = getattr(self.trainer.train_dataloader, "dataset", None)
-        changing: object = "a data set that is not anomalib's"
-        if isinstance(dataset, AnomalibDataset):
-            changing = changing_part(dataset.augmentations)
-            if isinstance(self.pre_processor, PreProcessor):
-                changing = changing or changing_part(self.pre_processor.transform)
-            if not dataset.samples.image_path.is_unique:
-                changing = "several images of one path"
-            if changing is None:
-                return FeatureCache(
-                    self.model.source,
-                    len(dataset),
-                    memory=self.feature_cache_memory,
-                    folder=self.feature_cache_folder,
-                    dtype=self.feature_cache,
-                )
-        logger.info("The source's features are computed in every epoch, because of %s.", changing)
-        return None
 
     def _initial_value_weight(self) -> float:
         """Return the ratio of the direction term to the value term on the first batches (Sec. 3.1, below Eq. 4)."""
