@@ -3,8 +3,8 @@
 python benchmarks/anomaly_map_methods.py --checkpoint model.ckpt --category screw --output screw
 
 Writes ``screw.json`` and ``screw.md``. Columns, all x 100: pixel AUROC of all test images with binary masks (anomalib's
-convention); the paper's, with anomalous images alone, maps scaled by percentile, masks resized bilinearly, where any part
-of a defect counts; AUPRO up to a false positive rate of 0.3.
+convention); the paper's, with anomalous images alone, maps scaled by percentile, masks resized bilinearly, any part of
+a defect counting; AUPRO up to a false positive rate of 0.3.
 """
 
 from __future__ import annotations
