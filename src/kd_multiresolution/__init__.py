@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kd_multiresolution.convergence import ConvergenceStopping
     from kd_multiresolution.lightning_model import KdMultiresolution, kd_multiresolution
     from kd_multiresolution.torch_model import KdMultiresolutionModel
+    from kd_multiresolution.visualizer import ThresholdVisualizer
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,7 @@ __all__ = [
     "ConvergenceStopping",
     "KdMultiresolution",
     "KdMultiresolutionModel",
+    "ThresholdVisualizer",
     "discrepancy",
     "kd_multiresolution",
 ]
@@ -36,6 +38,7 @@ _MODULES = {
     "ConvergenceStopping": "convergence",
     "KdMultiresolution": "lightning_model",
     "KdMultiresolutionModel": "torch_model",
+    "ThresholdVisualizer": "visualizer",
     "kd_multiresolution": "lightning_model",
 }
 
