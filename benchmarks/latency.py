@@ -47,25 +47,27 @@ class Outputs(nn.Module):
         return [output for output in self.model(images) if output is not None]
 
 
-def prepared(runtime: str, module: nn.Module, images: Tensor, threads: int) -> Run:
-    """Return a function that runs the module in a runtime with a number of threads."""
+def export(module: nn.Module, images: Tensor, file: Path) -> None:
+    """Write an ONNX file with a batch of any size."""
+    batch = torch.export.Dim("batch", min=1, max=64)
+    torch.onnx.export(
+        module, (images,), file, dynamo=True, opset_version=18, dynamic_shapes=({0: batch},), verbose=False
+    )
+
+
+def prepared(runtime: str, module: nn.Module, file: Path, threads: int) -> Run:
+    """Return a function that runs the module, or the file exported from it, with a number of threads."""
     if runtime == "torch":
         return torch.inference_mode()(module)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
-        batch = torch.export.Dim("batch", min=1, max=64)
-        torch.onnx.export(
-            module, (images,), file, dynamo=True, opset_version=18, dynamic_shapes=({0: batch},), verbose=False
-        )
-        if runtime == "onnxruntime":
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = threads
-            session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-            name = session.get_inputs()[0].name
-            return lambda batch: session.run(None, {name: batch.numpy()})
-        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-        compiled = openvino.Core().compile_model(str(file), "CPU", settings)
-        return lambda batch: compiled(batch.numpy())
+    if runtime == "onnxruntime":
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        return lambda batch: session.run(None, {name: batch.numpy()})
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    compiled = openvino.Core().compile_model(str(file), "CPU", settings)
+    return lambda batch: compiled(batch.numpy())
 
 
 def measured(runs: Mapping[str, Run], images: Tensor, repetitions: int) -> dict[str, list[float]]:
@@ -79,8 +81,8 @@ def measured(runs: Mapping[str, Run], images: Tensor, repetitions: int) -> dict[
     return {name: times[1:] for name, times in seconds.items()}
 
 
-def rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return one row per runtime, size and batch size."""
+def rows(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Return one row per size, runtime and batch size; exported models go to the folder."""
     table = []
     settings = {"pretrained": False, "critical_points": arguments.critical_points}
     models = {
@@ -88,11 +90,18 @@ def rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     }
     modules = {name: Outputs(model).eval() for name, model in models.items()}
     modules = {"source": Outputs(models["score"].source).eval(), **modules}
-    combinations = [(runtime, size) for runtime in arguments.runtimes for size in arguments.sizes]
-    for runtime, size in track(combinations, description="latency"):
-        # More than one image: a batch of one would be taken for a constant.
-        example = torch.rand(2, 3, size, size)
-        runs = {name: prepared(runtime, module, example, arguments.threads) for name, module in modules.items()}
+    combinations = [(size, runtime) for size in arguments.sizes for runtime in arguments.runtimes]
+    files: dict[tuple[int, str], Path] = {}
+    for size, runtime in track(combinations, description="latency"):
+        for name, module in modules.items():
+            if runtime != "torch" and (size, name) not in files:
+                files[size, name] = folder / f"{size}_{len(files)}.onnx"
+                # More than one image: a batch of one would be taken for a constant.
+                export(module, torch.rand(2, 3, size, size), files[size, name])
+        runs = {
+            name: prepared(runtime, module, files.get((size, name), folder), arguments.threads)
+            for name, module in modules.items()
+        }
         for batch in arguments.batches:
             seconds = measured(runs, torch.rand(batch, 3, size, size), arguments.repetitions)
             ratios = {
@@ -129,7 +138,8 @@ if __name__ == "__main__":
     parser.add_argument("--output", type=Path, required=True, help="files to write, without suffix")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    table = rows(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        table = rows(arguments, Path(folder))
     settings = {name: getattr(arguments, name) for name in ("source", "critical_points", "threads", "repetitions")}
     arguments.output.with_suffix(".json").write_text(json.dumps({**settings, "rows": table}, indent=1))
     arguments.output.with_suffix(".md").write_text(markdown(table))
