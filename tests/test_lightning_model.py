@@ -205,9 +205,12 @@ def test_half_precision_scores(pictures: Path, tmp_path: Path, precision: str) -
 
 
 @pytest.mark.parametrize("export_type", ["onnx", "openvino"])
-def test_export_that_cannot_carry_the_gradient_is_refused(tmp_path: Path, export_type: str) -> None:
-    with pytest.raises(NotImplementedError, match=f"export_type='{export_type}'.*export_type='torch'"):
-        engine(tmp_path).export(model(), export_type)
+def test_export_of_smooth_grad_and_of_a_source_without_rules_is_refused(tmp_path: Path, export_type: str) -> None:
+    with pytest.raises(NotImplementedError, match=f"export_type='{export_type}'.*'discrepancy'.*export_type='torch'"):
+        engine(tmp_path).export(model(anomaly_map="smooth_grad"), export_type)
+    network = model(source="efficientnet_b0", pretrained=False, critical_points=["blocks.0"])
+    with pytest.raises(ValueError, match=r"source='efficientnet_b0'.*attribution_path='cloner'.*'discrepancy'"):
+        engine(tmp_path).export(network, export_type)
 
 
 def test_epochs_hold_where_only_the_time_is_limited(pictures: Path, tmp_path: Path) -> None:

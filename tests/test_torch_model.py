@@ -162,6 +162,8 @@ def test_source_stays_frozen_in_training_mode() -> None:
     ("arguments", "message"),
     [
         ({"anomaly_map": "saliency"}, "anomaly_map='saliency': expected one of gradient, .*discrepancy"),
+        ({"smooth_grad_samples": 0}, "smooth_grad_samples=0: expected a number of noisy copies"),
+        ({"smooth_grad_noise": -0.1}, "smooth_grad_noise=-0.1: expected a fraction"),
         ({"attribution_path": "source"}, "attribution_path='source': expected one of both, cloner"),
         ({"cloner": "large"}, "cloner='large'"),
         ({"terms": "cosine"}, "terms='cosine'"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kd_multiresolution.lightning_model import KdMultiresolution, kd_multiresolution
     from kd_multiresolution.protocol import EvaluationAfterConvergence
     from kd_multiresolution.torch_model import KdMultiresolutionModel
+    from kd_multiresolution.visualizer import ThresholdVisualizer
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,7 @@ __all__ = [
     "EvaluationAfterConvergence",
     "KdMultiresolution",
     "KdMultiresolutionModel",
+    "ThresholdVisualizer",
     "discrepancy",
     "kd_multiresolution",
 ]
@@ -39,6 +41,7 @@ _MODULES = {
     "EvaluationAfterConvergence": "protocol",
     "KdMultiresolution": "lightning_model",
     "KdMultiresolutionModel": "torch_model",
+    "ThresholdVisualizer": "visualizer",
     "kd_multiresolution": "lightning_model",
 }
 

@@ -85,6 +85,12 @@ class KdMultiresolutionModel(nn.Module):
         if anomaly_map is not None:
             _check_choice("anomaly_map", anomaly_map, ANOMALY_MAPS)
         _check_choice("attribution_path", attribution_path, ATTRIBUTION_PATHS)
+        if smooth_grad_samples < 1:
+            msg = f"smooth_grad_samples={smooth_grad_samples!r}: expected a number of noisy copies, 1 or more."
+            raise ValueError(msg)
+        if not 0 <= smooth_grad_noise < float("inf"):
+            msg = f"smooth_grad_noise={smooth_grad_noise!r}: expected a fraction of the image's range, 0 or more."
+            raise ValueError(msg)
         self.terms = normalize_terms(terms)
         self.value_weight = _checked_value_weight(value_weight)
         self.anomaly_map = anomaly_map

@@ -1,0 +1,60 @@
+"""Run an exported model on images with ONNX Runtime or OpenVINO alone: no torch, no anomalib, none of our code.
+
+anomalib export --model kd_multiresolution --ckpt_path model.ckpt --export_type onnx --export_root exported
+python benchmarks/run_exported.py exported/weights/onnx/model.onnx picture.png --output heat_maps
+
+Prints score and label of each image, and writes its heat map as a grey picture. It needs numpy and Pillow beside the
+runtime.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Array = npt.NDArray[np.float32]
+Model = Callable[[Array], dict[str, Array]]
+
+
+def load(file: Path) -> Model:
+    """Return a function from images, (N, 3, H, W) in [0, 1], to the model's outputs by name."""
+    if file.suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        return lambda images: dict(zip(names, session.run(None, {"input": images}), strict=True))
+    import openvino
+
+    # Where a processor has bfloat16, OpenVINO computes in it unless it is told not to: 8 bits are too few for
+    # differences of nearly equal activations.
+    compiled = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda images: {name.get_any_name(): output for name, output in compiled(images).to_dict().items()}
+
+
+def read(file: Path) -> Array:
+    """Return an image as the model takes it, (1, 3, H, W) in [0, 1]; the model resizes it itself."""
+    with Image.open(file) as image:
+        pixels = np.asarray(image.convert("RGB"), np.float32) / 255
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path, help=".onnx or .xml file; the .onnx.data or .bin file lies beside it")
+    parser.add_argument("images", type=Path, nargs="+", help="image files")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the heat maps")
+    arguments = parser.parse_args()
+    model = load(arguments.model)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for file in arguments.images:
+        outputs = model(read(file))
+        print(f"{file}: score {outputs['pred_score'].item():.4f}, anomalous {bool(outputs['pred_label'].item())}")
+        # Scores are normalised: 0.5 is the threshold.
+        heat_map = (outputs["anomaly_map"].squeeze().clip(0, 1) * 255).astype(np.uint8)
+        Image.fromarray(heat_map).save(arguments.output / f"{file.stem}.png")

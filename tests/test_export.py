@@ -1,0 +1,97 @@
+"""Exported models against the torch model, in ONNX Runtime and OpenVINO, on random, flat and half black pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import openvino
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kd_multiresolution import KdMultiresolution
+
+Run = Callable[[npt.NDArray[np.float32]], dict[str, npt.NDArray[np.float32]]]
+
+SIZE = 64
+MODELS = {
+    "light_vgg both": {"source": "light_vgg"},
+    "light_vgg discrepancy": {"source": "light_vgg", "anomaly_map": "discrepancy", "percentile_scale": True},
+    "vgg11_bn cloner": {"source": "vgg11_bn", "pretrained": False, "attribution_path": "cloner"},
+    "resnet18 guided": {
+        "source": "resnet18", "pretrained": False, "critical_points": ["layer1", "layer2"],
+        "anomaly_map": "guided_backprop",
+    },
+}  # fmt: skip
+
+
+def model(**arguments: object) -> KdMultiresolution:
+    network = KdMultiresolution(**{"image_size": SIZE, **arguments}).eval()
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):  # an untrained one does nothing
+            module.running_mean.normal_(0, 0.1, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+    return network
+
+
+def pictures(count: int, size: int = SIZE) -> Tensor:
+    images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(count))
+    images[0] = 0.5
+    if count > 1:
+        images[1, :, :, : size // 2] = 0
+    return images
+
+
+def onnx_runtime(file: Path) -> Run:
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda images: dict(zip(names, session.run(None, {"input": images}), strict=True))
+
+
+def open_vino(file: Path) -> Run:
+    compiled = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda images: {key.get_any_name(): value for key, value in compiled(images).to_dict().items()}
+
+
+def assert_parity(run: Run, network: KdMultiresolution, images: Tensor) -> None:
+    with torch.no_grad():
+        expected = network(images)
+    ours = run(images.numpy())
+    np.testing.assert_allclose(ours["pred_score"], expected.pred_score, rtol=0, atol=1e-5)
+    assert ours["anomaly_map"].shape == expected.anomaly_map.shape
+    for mine, reference in zip(ours["anomaly_map"], expected.anomaly_map.numpy(), strict=True):
+        assert np.corrcoef(mine.ravel(), reference.ravel())[0, 1] >= 0.9999
+        assert (np.abs(mine - reference) <= 1e-3 * np.ptp(reference)).mean() >= 0.999
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_runtimes_give_the_same_scores_and_maps(name: str, tmp_path: Path) -> None:
+    network = model(**MODELS[name])
+    file = network.to_onnx(tmp_path)
+    for run in (onnx_runtime(file), open_vino(file)):
+        for count in (1, 2, 5):
+            assert_parity(run, network, pictures(count))
+        # Without a fixed input_size the graph itself resizes.
+        assert_parity(run, network, pictures(2, 48))
+
+
+def test_openvino_file_of_a_fixed_size(tmp_path: Path) -> None:
+    network = model(source="light_vgg", anomaly_map="discrepancy")
+    file = network.to_openvino(tmp_path, input_size=(SIZE, SIZE))
+    run = open_vino(file)
+    assert_parity(run, network, pictures(3))
+    with pytest.raises(RuntimeError, match="shape"):
+        run(pictures(3, 48).numpy())
+
+
+def test_scores_alone_are_exported_without_a_map(tmp_path: Path) -> None:
+    network = model(source="light_vgg", anomaly_map=None)
+    ours = onnx_runtime(network.to_onnx(tmp_path))(pictures(2).numpy())
+    assert "anomaly_map" not in ours
+    np.testing.assert_allclose(ours["pred_score"], network(pictures(2)).pred_score, rtol=0, atol=1e-5)

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data import Folder, ImageItem
+from anomalib.engine import Engine
+from PIL import Image
+
+from kd_multiresolution import KdMultiresolution, ThresholdVisualizer
+
+SIZE = (32, 32)
+
+
+def item(**fields: torch.Tensor) -> ImageItem:
+    """A grey picture whose right half is suspicious."""
+    scores = torch.cat([torch.full((32, 16), 0.4), torch.full((32, 16), 0.6)], 1)
+    return ImageItem(**{"image": torch.full((3, 32, 32), 0.5), "anomaly_map": scores, **fields})
+
+
+def pixels(picture: Image.Image) -> np.ndarray:
+    return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def test_low_scores_are_omitted() -> None:
+    drawn = pixels(ThresholdVisualizer(field_size=SIZE).draw(item()))
+    assert drawn.shape == (32, 64, 3)
+    picture, heat = drawn[:, :32], drawn[:, 32:]
+    assert np.array_equal(heat[:, :15], picture[:, :15])
+    assert np.abs(heat[:, 17:] - picture[:, 17:]).max(-1).min() > 20
+
+
+@pytest.mark.parametrize(("omit_below", "share"), [(0.0, 1.0), (0.5, 0.5), (0.7, 0.0)])
+def test_threshold(omit_below: float, share: float) -> None:
+    drawn = pixels(ThresholdVisualizer(omit_below, field_size=SIZE).draw(item()))
+    changed = (drawn[:, :32] != drawn[:, 32:]).any(-1).mean()
+    assert changed == pytest.approx(share, abs=0.05)
+
+
+def test_true_mask_stands_between_the_two() -> None:
+    mask = torch.zeros(32, 32, dtype=torch.bool)
+    mask[8:24, 20:30] = True
+    drawn = pixels(ThresholdVisualizer(field_size=SIZE).draw(item(gt_mask=mask)))
+    assert drawn.shape == (32, 96, 3)
+    assert np.array_equal(drawn[:, 32:64, 0] > 127, mask.numpy())
+
+
+def test_files_of_a_test_run(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for folder in ("good", "bad"):
+        (tmp_path / folder).mkdir()
+        for number in range(4):
+            noise = generator.integers(0, 255, (40, 48, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(tmp_path / folder / f"{number}.png")
+    data = Folder("noise", root=tmp_path, normal_dir="good", abnormal_dir="bad", num_workers=0)
+    visualizer = ThresholdVisualizer(field_size=SIZE, output_dir=tmp_path / "drawn")
+    model = KdMultiresolution("light_vgg", image_size=32, visualizer=visualizer)
+    Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu").test(model, datamodule=data)
+    files = list((tmp_path / "drawn").rglob("*.png"))
+    assert files
+    assert {Image.open(file).size for file in files} == {(64, 32)}
+
+
+def test_errors_name_the_argument() -> None:
+    with pytest.raises(ValueError, match=r"omit_below=1.5: expected a normalised score"):
+        ThresholdVisualizer(1.5)
+    with pytest.raises(ValueError, match="anomaly_map=None"):
+        ThresholdVisualizer().draw(ImageItem(image=torch.zeros(3, 8, 8)))
