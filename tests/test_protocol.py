@@ -206,6 +206,13 @@ def test_without_a_data_module_it_says_so_before_training(pictures: Path, tmp_pa
         engine.fit(model(), train_dataloaders=data.train_dataloader())
 
 
+def test_a_test_set_of_one_kind_is_refused_before_training(pictures: Path, tmp_path: Path) -> None:
+    data = Folder(**{**settings(pictures), "test_split_mode": "none"})  # leaves the anomalous images alone
+    engine = Engine(default_root_dir=tmp_path, logger=False, callbacks=[EvaluationAfterConvergence()])
+    with pytest.raises(ValueError, match="4 of 4 test images are anomalous"):
+        engine.fit(model(), datamodule=data)
+
+
 def test_command_line_switches_it_on(pictures: Path, tmp_path: Path) -> None:
     data = [f"--data.{key}={value}" for key, value in settings(pictures).items()]
     AnomalibCLI(

@@ -122,7 +122,10 @@ def _section(table: Reproduction, variant: Variant, columns: Mapping[str, Settin
         "converged",
         *beside,
     ]
-    lines = [f"## {variant.method}", "", _line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+    first = next(iter(columns.values()))
+    points = ", ".join(first.critical_points)
+    lines = [f"## {variant.method}", "", f"Critical points {points}; cloner {first.cloner}; terms {first.terms}.", ""]
+    lines += [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
     for column, cell in cells.items():
         theirs = _number(figures[column]) + (f" ± {spreads[column]}" if spreads[column] is not None else "")
         lines.append(_line([column, theirs, *_ours(cell, figures[column], beside)]))
@@ -197,7 +200,7 @@ def plot(table: Reproduction, results: Results, path: Path) -> None:
         figsize=(1.5 + 0.6 * max(len(table.columns), 4), 0.6 + 2.4 * len(table.cells)), layout="constrained"
     )
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(table.cells), 1, squeeze=False)[:, 0]
+    panels = figure.subplots(len(table.cells), 1, squeeze=False, sharey=True)[:, 0]
     for panel, (variant, columns) in zip(panels, table.cells.items(), strict=True):
         row = table.published.row(variant.method)
         figures = dict(zip(table.published.columns, row.values, strict=True))
@@ -211,10 +214,11 @@ def plot(table: Reproduction, results: Results, path: Path) -> None:
             [cell.mean for _, cell in ours],
             yerr=[cell.over_epochs or 0.0 for _, cell in ours],
             fmt="o",
+            color="C1",
             label="measured",
         )
         panel.set_xticks(range(len(names)), names, rotation=45, ha="right")
         panel.set_ylabel(f"{table.published.metric} x 100")
         panel.set_title(variant.method)
-        panel.legend()
+    panels[0].legend()
     figure.savefig(path)

@@ -169,6 +169,7 @@ def reproduction(
         }
         for variant in variants
     }
+    cells = {variant: settings for variant, settings in cells.items() if settings}
     own = None if plan.per_column else dataset
     return Reproduction(number, published, plan, own, columns, cells, missing)
 

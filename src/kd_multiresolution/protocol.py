@@ -27,7 +27,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Transform
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
 from kd_multiresolution.convergence import ConvergenceStopping
-from kd_multiresolution.raw_metrics import Predictions, raw_metrics
+from kd_multiresolution.raw_metrics import Predictions, check_both_kinds, raw_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,8 @@ class EvaluationAfterConvergence(ConvergenceStopping):
         tolerance: see :class:`ConvergenceStopping`.
 
     Raises:
-        ValueError: if an argument is out of range; when training starts, if there is no data module with a test set.
+        ValueError: if an argument is out of range; when training starts, if there is no data module, or its test set is
+            not of normal and anomalous images.
     """
 
     def __init__(self, evaluations: int = 5, interval: int = 10, window: int = 20, tolerance: float = 0.03) -> None:
@@ -87,9 +88,11 @@ class EvaluationAfterConvergence(ConvergenceStopping):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that there is something to evaluate on, before hours of training."""
         del pl_module
-        if not isinstance(getattr(trainer, "datamodule", None), AnomalibDataModule):
+        datamodule = getattr(trainer, "datamodule", None)
+        if not isinstance(datamodule, AnomalibDataModule):
             msg = f"{type(self).__name__} evaluates on the test set of anomalib's data modules: give fit a datamodule."
             raise ValueError(msg)
+        check_both_kinds(int(datamodule.test_data.samples["label_index"].sum()), len(datamodule.test_data), "images")
 
     def on_epoch_loss(self, trainer: Trainer) -> None:
         """Note the convergence, and stop with the last evaluation, so that this epoch's validation still runs."""

@@ -46,12 +46,12 @@ def raw_metrics(predictions: Predictions) -> dict[str, float]:
         ValueError: if all images, or all pixels, are of one kind.
     """
     labels, scores = predictions.labels.numpy(), predictions.scores.double().numpy()
-    _check_both_kinds(int(labels.sum()), len(labels), "images")
+    check_both_kinds(int(labels.sum()), len(labels), "images")
     metrics = {"image_AUROC": float(roc_auc_score(labels, scores)), "image_F1": _largest_f1(labels, scores)}
     if predictions.maps is None or predictions.masks is None:
         return metrics
     maps, masks = predictions.maps.squeeze(1), predictions.masks
-    _check_both_kinds(int(masks.sum()), masks.numel(), "pixels")
+    check_both_kinds(int(masks.sum()), masks.numel(), "pixels")
     metrics["pixel_AUROC"] = float(roc_auc_score(masks.flatten().numpy(), maps.flatten().numpy()))
     metrics["AUPRO"] = _aupro(maps, masks)
     if predictions.coverage is not None:
@@ -95,7 +95,8 @@ def _aupro(maps: Tensor, masks: Tensor) -> float:
     return float(metric.compute())
 
 
-def _check_both_kinds(anomalous: int, count: int, what: str) -> None:
+def check_both_kinds(anomalous: int, count: int, what: str) -> None:
+    """Raise a ``ValueError`` if all of a test set's images or pixels are normal, or all are anomalous."""
     if not 0 < anomalous < count:
         msg = f"{anomalous} of {count} test {what} are anomalous: metrics need normal and anomalous ones."
         raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""The head CT images of Table 5 of arXiv 2011.11108."""
+"""The head CT images of Table 6 of arXiv 2011.11108."""
 
 from __future__ import annotations
 
