@@ -25,7 +25,7 @@ def test_compact_is_figure_2_and_equal_is_vgg16() -> None:
 def test_convolutions_are_3x3_without_bias_and_none_before_a_pool_has_batch_norm() -> None:
     for block in Cloner(levels(VGG16)).blocks:
         kinds = [type(module) for module in block]
-        assert kinds[-3:] == [nn.Conv2d, nn.ReLU, nn.MaxPool2d]
+        assert kinds[-3:] == [nn.Conv2d, nn.MaxPool2d, nn.ReLU]
         assert kinds[:-3] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU] * (len(kinds[:-3]) // 3)
         convolutions = [module for module in block if isinstance(module, nn.Conv2d)]
         assert all(module.kernel_size == (3, 3) and module.bias is None for module in convolutions)

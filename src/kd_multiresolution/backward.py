@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -31,11 +31,13 @@ class Operation:
         output: name of its result.
         inputs: names of its arguments.
         module: the module that computes it; ``None`` for an addition.
+        norm: the batch norm right behind a convolution, computed as part of it.
     """
 
     output: str
     inputs: tuple[str, ...]
     module: nn.Module | None
+    norm: nn.BatchNorm2d | None = None
 
 
 class RecordedNetwork:
@@ -66,13 +68,27 @@ class RecordedNetwork:
             elif node.op == "output":
                 self.outputs = inputs
             elif node.op == "call_module" and _has_rule(modules[node.target]):
-                self.operations.append(Operation(node.name, inputs, modules[node.target]))
+                only_user = len(node.all_input_nodes[0].users) == 1
+                self._append(Operation(node.name, inputs, modules[node.target]), only_user)
             elif node.op == "call_function" and node.target in ADDITIONS and len(inputs) == 2:
                 self.operations.append(Operation(node.name, inputs, None))
             else:
                 what = modules[node.target] if node.op == "call_module" else node.target
                 msg = f"operator {what} ({node.name}) has no backward rule."
                 raise ValueError(msg)
+
+    def _append(self, operation: Operation, only_user: bool) -> None:
+        """Append an operation, in a cheaper form where it is the only user of the one before."""
+        before = self.operations[-1] if self.operations else None
+        if before is not None and only_user and operation.inputs == (before.output,):
+            if isinstance(before.module, nn.Conv2d) and isinstance(operation.module, nn.BatchNorm2d):
+                self.operations[-1] = replace(before, output=operation.output, norm=operation.module)
+                return
+            if isinstance(before.module, nn.ReLU) and isinstance(operation.module, nn.MaxPool2d):
+                # A maximum of rectified numbers is the rectified maximum, and of these there are fewer.
+                self.operations[-1] = replace(before, module=operation.module)
+                operation = replace(operation, module=before.module)
+        self.operations.append(operation)
 
     def forward(
         self, images: Tensor, rectify: Callable[[Tensor], Tensor] = torch.relu
@@ -94,6 +110,9 @@ class RecordedNetwork:
                 result = rectify(arguments[0])
             else:
                 result = module(arguments[0])
+                # Runtimes fold it into the convolution; here the values stay the network's own to the last digit, since
+                # that digit can decide which of two equal activations a max pool takes.
+                result = operation.norm(result) if operation.norm is not None else result
             results[operation.output] = result
         return [results[name] for name in self.outputs], results
 
@@ -127,7 +146,7 @@ class RecordedNetwork:
                     add(name, arrived)
             else:
                 (name,) = operation.inputs
-                add(name, _pulled_back(operation.module, results[name], results[operation.output], arrived, guided))
+                add(name, _pulled_back(operation, results[name], results[operation.output], arrived, guided))
         return pending[self.input]
 
 
@@ -192,13 +211,19 @@ def _has_rule(module: nn.Module) -> bool:
     return isinstance(module, (nn.ReLU, *IDENTITIES))
 
 
-def _pulled_back(module: nn.Module, x: Tensor, y: Tensor, gradient: Tensor, guided: bool) -> Tensor:
-    """Return the gradient at the input x of a module with the output y."""
+def _scale(norm: nn.BatchNorm2d) -> Tensor:
+    return norm.weight / torch.sqrt(cast("Tensor", norm.running_var) + norm.eps)
+
+
+def _pulled_back(operation: Operation, x: Tensor, y: Tensor, gradient: Tensor, guided: bool) -> Tensor:
+    """Return the gradient at the input x of an operation with the output y."""
+    module = operation.module
     if isinstance(module, nn.Conv2d):
-        return _convolution_back(module, x, gradient)
+        norm = operation.norm
+        weight = module.weight if norm is None else module.weight * _scale(norm)[:, None, None, None]
+        return _convolution_back(module, weight, x, gradient)
     if isinstance(module, nn.BatchNorm2d):
-        scale = module.weight / torch.sqrt(cast("Tensor", module.running_var) + module.eps)
-        return gradient * scale[:, None, None]
+        return gradient * _scale(module)[:, None, None]
     if isinstance(module, nn.ReLU):
         return torch.where(y > 0, torch.relu(gradient) if guided else gradient, 0.0)
     if isinstance(module, nn.MaxPool2d):
@@ -209,18 +234,18 @@ def _pulled_back(module: nn.Module, x: Tensor, y: Tensor, gradient: Tensor, guid
     return gradient
 
 
-def _convolution_back(module: nn.Conv2d, x: Tensor, gradient: Tensor) -> Tensor:
-    """Return the gradient at the input of a convolution, as another convolution.
+def _convolution_back(module: nn.Conv2d, weight: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
+    """Return the gradient at the input of a convolution with this weight, as another convolution.
 
     Not as a transposed one: OpenVINO's CPU plugin computes garbage where one constant feeds both kinds. With a stride
     s, input pixels of different remainders modulo s see different taps of the kernel: s * s smaller kernels, whose
     results are interleaved.
     """
     stride, groups = module.stride[0], module.groups
-    outputs, inputs, *kernel = module.weight.shape
+    outputs, inputs, *kernel = weight.shape
     taps = [math.ceil(k / stride) for k in kernel]
     rows, columns = (stride * t - k for t, k in zip(taps, kernel, strict=True))
-    weight = F.pad(module.weight, (0, columns, 0, rows))
+    weight = F.pad(weight, (0, columns, 0, rows))
     weight = weight.reshape(groups, outputs // groups, inputs, taps[0], stride, taps[1], stride)
     weight = weight.permute(0, 2, 4, 6, 1, 3, 5).flip(5, 6)
     weight = weight.reshape(groups * inputs * stride**2, outputs // groups, *taps)

@@ -89,10 +89,11 @@ def _block(
         layers.append(nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=bias))
         if batch_norm and not is_last:
             layers.append(nn.BatchNorm2d(width))
+        # Before the ReLU: a maximum of rectified numbers is the rectified maximum, and of these there are fewer.
+        if is_last and pool > 1:
+            layers.append(nn.MaxPool2d(pool))
         # A source whose activations there can be negative must not be imitated behind a ReLU.
         if level.rectified or not is_last:
             layers.append(nn.ReLU(inplace=True))
         channels = width
-    if pool > 1:
-        layers.append(nn.MaxPool2d(pool))
     return nn.Sequential(*layers)
