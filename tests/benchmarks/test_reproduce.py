@@ -148,6 +148,35 @@ def test_attributions_are_read_from_one_training(mvtec: Path, tmp_path: Path) ->
     assert points == [1, 2, 4]
 
 
+@pytest.mark.parametrize(
+    ("dataset", "normal", "anomalous", "train"),
+    [
+        ("retinal_oct", "test/NORMAL", "test/DRUSEN", "train/NORMAL"),
+        ("resc", "Retina_RESC/test/good/img", "Retina_RESC/test/Ungood/img", "Retina_RESC/train/good"),
+    ],
+)
+def test_table_5_on_both_data_sets(tmp_path: Path, dataset: str, normal: str, anomalous: str, train: str) -> None:
+    root = tmp_path / "data"
+    # OCT2017 has two more kinds of anomalous images, RESC has masks and a validation set.
+    others = {
+        "retinal_oct": ["test/CNV", "test/DME"],
+        "resc": [
+            f"Retina_RESC/{f}"
+            for f in ("test/Ungood/label", "valid/good/img", "valid/Ungood/img", "valid/Ungood/label")
+        ],
+    }
+    for brightness, folder in enumerate((train, normal, anomalous, *others[dataset])):
+        (root / folder).mkdir(parents=True)
+        for number in range(2):
+            picture = Image.fromarray(np.full((32, 32), 20 * brightness + number, np.uint8))
+            picture.save(root / folder / (f"{number}.png" if dataset == "resc" else f"{brightness}{number}.jpeg"))
+    assert reproduce_table(5, root, tmp_path, "--dataset", dataset) == 0
+    ((settings, result),) = Results(tmp_path / "trainings")
+    assert settings.dataset == dataset
+    assert result["images"] == {"train": 2, "test": 4 if dataset == "resc" else 8}
+    assert "| retinal_oct | 97.01 ± 0.426 |" in (tmp_path / f"table_5_{dataset}.md").read_text()
+
+
 def test_missing_weights_are_said_before_anything_starts(tmp_path: Path) -> None:
     absent = tmp_path / "vgg16.safetensors"
     with pytest.raises(SystemExit, match="no such file"):
