@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import onnxruntime
 import openvino
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from kd_multiresolution import KdMultiresolution
@@ -88,6 +91,22 @@ def test_openvino_file_of_a_fixed_size(tmp_path: Path) -> None:
     assert_parity(run, network, pictures(3))
     with pytest.raises(RuntimeError, match="shape"):
         run(pictures(3, 48).numpy())
+
+    # The example runs it without torch.
+    picture = tmp_path / "noise.png"
+    noise = np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(picture)
+    code = "import runpy, sys; sys.modules['torch'] = None; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    example = Path(__file__).parents[1] / "benchmarks" / "run_exported.py"
+    command = [sys.executable, "-c", code, str(example), str(file), str(picture), "--output", str(tmp_path / "maps")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        expected = network(torch.from_numpy(noise).permute(2, 0, 1)[None] / 255)
+    assert f"score {expected.pred_score.item():.3f}" in done.stdout
+    with Image.open(tmp_path / "maps" / "noise.png") as heat_map:
+        drawn = np.asarray(heat_map)
+    np.testing.assert_allclose(drawn, (expected.anomaly_map[0, 0].clamp(0, 1) * 255).numpy(), rtol=0, atol=1.01)
 
 
 def test_scores_alone_are_exported_without_a_map(tmp_path: Path) -> None:
