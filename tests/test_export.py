@@ -13,6 +13,8 @@ import onnxruntime
 import openvino
 import pytest
 import torch
+from anomalib.data import Folder
+from anomalib.deploy import CompressionType
 from PIL import Image
 from torch import Tensor, nn
 
@@ -114,3 +116,35 @@ def test_scores_alone_are_exported_without_a_map(tmp_path: Path) -> None:
     ours = onnx_runtime(network.to_onnx(tmp_path))(pictures(2).numpy())
     assert "anomaly_map" not in ours
     np.testing.assert_allclose(ours["pred_score"], network(pictures(2)).pred_score, rtol=0, atol=1e-5)
+
+
+def test_quantised_source_keeps_score_and_map(tmp_path: Path) -> None:
+    generator = np.random.default_rng(1)
+    for folder in ("good", "bad"):
+        (tmp_path / folder).mkdir()
+        for number in range(6):
+            noise = generator.integers(0, 255, (80, 80, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(tmp_path / folder / f"{number}.png")
+    data = Folder("noise", root=tmp_path, normal_dir="good", abnormal_dir="bad", num_workers=0)
+    network = model(source="light_vgg", anomaly_map="discrepancy")
+    with pytest.raises(ValueError, match="'int8_ptq': needs a data module"):
+        network._post_training_quantization_ov(None)
+    file = network.to_openvino(tmp_path, compression_type=CompressionType.INT8_PTQ, datamodule=data)
+
+    quantised = set()
+    for operation in openvino.Core().read_model(file).get_ops():
+        if operation.get_type_name() == "Convolution":
+            node = operation.input_value(1).get_node()
+            while node.get_type_name() != "Constant":
+                node = node.input_value(0).get_node()
+            quantised.add((str(node.get_element_type()), operation.input_value(0).get_node().get_type_name()))
+    assert ("<Type: 'int8_t'>", "FakeQuantize") in quantised
+    assert any("float32" in kind for kind, _ in quantised)
+
+    images = pictures(5, 80)[2:]  # noise, of which it was calibrated
+    with torch.no_grad():
+        expected = network(images)
+    ours = open_vino(file)(images.numpy())
+    np.testing.assert_allclose(ours["pred_score"], expected.pred_score, rtol=0.05)
+    for mine, reference in zip(ours["anomaly_map"], expected.anomaly_map.numpy(), strict=True):
+        assert np.corrcoef(mine.ravel(), reference.ravel())[0, 1] >= 0.9
