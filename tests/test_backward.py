@@ -150,6 +150,14 @@ def test_model_gives_autograds_scores_and_maps(source: str, path: str, anomaly_m
     assert_gradients_close(ours.anomaly_map, expected.anomaly_map)
 
 
+def test_half_precision_does_not_reach_the_gradient() -> None:
+    network, images = model(explicit_backward=True), pictures()
+    expected = network(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = network(images)
+    assert torch.equal(ours.anomaly_map, expected.anomaly_map)
+
+
 def test_guided_rule_is_the_autograd_functions() -> None:
     cloner = model().cloner
     recorded = RecordedNetwork(cloner)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,9 @@ import onnxruntime
 import openvino
 import pytest
 import torch
+from anomalib.data import Folder
+from anomalib.deploy import CompressionType
+from PIL import Image
 from torch import Tensor, nn
 
 from kd_multiresolution import KdMultiresolution
@@ -89,9 +94,57 @@ def test_openvino_file_of_a_fixed_size(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="shape"):
         run(pictures(3, 48).numpy())
 
+    # The example runs it without torch.
+    picture = tmp_path / "noise.png"
+    noise = np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(picture)
+    code = "import runpy, sys; sys.modules['torch'] = None; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    example = Path(__file__).parents[1] / "benchmarks" / "run_exported.py"
+    command = [sys.executable, "-c", code, str(example), str(file), str(picture), "--output", str(tmp_path / "maps")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        expected = network(torch.from_numpy(noise).permute(2, 0, 1)[None] / 255)
+    assert f"score {expected.pred_score.item():.3f}" in done.stdout
+    with Image.open(tmp_path / "maps" / "noise.png") as heat_map:
+        drawn = np.asarray(heat_map)
+    np.testing.assert_allclose(drawn, (expected.anomaly_map[0, 0].clamp(0, 1) * 255).numpy(), rtol=0, atol=1.01)
+
 
 def test_scores_alone_are_exported_without_a_map(tmp_path: Path) -> None:
     network = model(source="light_vgg", anomaly_map=None)
     ours = onnx_runtime(network.to_onnx(tmp_path))(pictures(2).numpy())
     assert "anomaly_map" not in ours
     np.testing.assert_allclose(ours["pred_score"], network(pictures(2)).pred_score, rtol=0, atol=1e-5)
+
+
+def test_quantised_source_keeps_score_and_map(tmp_path: Path) -> None:
+    generator = np.random.default_rng(1)
+    for folder in ("good", "bad"):
+        (tmp_path / folder).mkdir()
+        for number in range(6):
+            noise = generator.integers(0, 255, (80, 80, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(tmp_path / folder / f"{number}.png")
+    data = Folder("noise", root=tmp_path, normal_dir="good", abnormal_dir="bad", num_workers=0)
+    network = model(source="light_vgg", anomaly_map="discrepancy")
+    with pytest.raises(ValueError, match="'int8_ptq': needs a data module"):
+        network._post_training_quantization_ov(None)
+    file = network.to_openvino(tmp_path, compression_type=CompressionType.INT8_PTQ, datamodule=data)
+
+    quantised = set()
+    for operation in openvino.Core().read_model(file).get_ops():
+        if operation.get_type_name() == "Convolution":
+            node = operation.input_value(1).get_node()
+            while node.get_type_name() != "Constant":
+                node = node.input_value(0).get_node()
+            quantised.add((str(node.get_element_type()), operation.input_value(0).get_node().get_type_name()))
+    assert ("<Type: 'int8_t'>", "FakeQuantize") in quantised
+    assert any("float32" in kind for kind, _ in quantised)
+
+    images = pictures(5, 80)[2:]  # noise, of which it was calibrated
+    with torch.no_grad():
+        expected = network(images)
+    ours = open_vino(file)(images.numpy())
+    np.testing.assert_allclose(ours["pred_score"], expected.pred_score, rtol=0.05)
+    for mine, reference in zip(ours["anomaly_map"], expected.anomaly_map.numpy(), strict=True):
+        assert np.corrcoef(mine.ravel(), reference.ravel())[0, 1] >= 0.9

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pandas as pd
 import pytest
 import torch
@@ -216,6 +217,20 @@ def test_inferencer_on_the_export_equals_engine(
         torch.testing.assert_close(predicted.pred_score.squeeze(), item.pred_score.squeeze(), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(predicted.anomaly_map.squeeze(), item.anomaly_map.squeeze(), rtol=1e-4, atol=1e-6)
         assert predicted.pred_label.item() == item.pred_label.item()
+
+
+def test_command_line_exports_the_gradient_map_to_onnx(training: Training, pictures: Path, tmp_path: Path) -> None:
+    arguments = ["--ckpt_path", str(training.checkpoint), "--export_type=onnx", "--export_root", str(tmp_path)]
+    AnomalibCLI(args=["export", *model_arguments(), *trainer_arguments(tmp_path), *arguments])
+    session = onnxruntime.InferenceSession(str(tmp_path / "weights" / "onnx" / "model.onnx"))
+    model = KdMultiresolution.load_from_checkpoint(training.checkpoint, visualizer=False)
+    with Image.open(pictures / "test" / "bad" / "0.png") as picture:
+        image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
+    score, _, anomaly_map, _ = session.run(None, {"input": image.numpy()})
+    with torch.no_grad():
+        expected = model.eval()(image)
+    np.testing.assert_allclose(score, expected.pred_score, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(anomaly_map, expected.anomaly_map, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("verb", ["fit", "validate", "test", "train", "predict", "export"])

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 
 import torch
 from anomalib import LearningType
-from anomalib.data import ImageBatch
+from anomalib.data import AnomalibDataModule, ImageBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
@@ -30,6 +30,7 @@ from kd_multiresolution.convergence import ConvergenceStopping
 from kd_multiresolution.discrepancy import discrepancy_terms, weighted_sum
 from kd_multiresolution.post_processor import RankEvaluator, UnclampedPostProcessor
 from kd_multiresolution.presets import LEARNING_RATE, PRESETS
+from kd_multiresolution.quantization import quantize_source
 from kd_multiresolution.registration import register_models
 from kd_multiresolution.torch_model import KdMultiresolutionModel, check_image_size
 from kd_multiresolution.training_cache import TrainingCache
@@ -333,6 +334,14 @@ class KdMultiresolution(AnomalibModule):
         """Export as anomalib does; refuse SmoothGrad, and a gradient through a source without backward rules."""
         self._check_exportable("openvino")
         return super().to_openvino(*args, **kwargs)
+
+    @staticmethod
+    def _post_training_quantization_ov(model: Any, datamodule: AnomalibDataModule | None = None) -> Any:
+        """Quantise the source alone: with the cloner and the maps in INT8 as well, neither score nor map is left."""
+        if datamodule is None:
+            msg = "compression_type='int8_ptq': needs a data module, whose training images calibrate it."
+            raise ValueError(msg)
+        return quantize_source(model, datamodule)
 
     @classmethod
     def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> KdMultiresolution:

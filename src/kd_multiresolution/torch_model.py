@@ -180,8 +180,12 @@ class KdMultiresolutionModel(nn.Module):
 
     def _gradient(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scores and their gradient at the input."""
-        if self.explicit_backward or torch.compiler.is_exporting():
+        if torch.compiler.is_exporting():
             with torch.no_grad():
+                return self._explicit_gradient(images)
+        if self.explicit_backward:
+            # Gradients are too small for half precision, as in input_gradient.
+            with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
                 return self._explicit_gradient(images)
         return input_gradient(self._score, images)
 
