@@ -148,6 +148,6 @@ def test_quantised_source_keeps_score_and_map(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = network(images)
     ours = open_vino(file)(images.numpy())
-    np.testing.assert_allclose(ours["pred_score"], expected.pred_score, rtol=0.05)
+    np.testing.assert_allclose(ours["pred_score"], expected.pred_score, rtol=0.1)
     for mine, reference in zip(ours["anomaly_map"], expected.anomaly_map.numpy(), strict=True):
         assert np.corrcoef(mine.ravel(), reference.ravel())[0, 1] >= 0.9
