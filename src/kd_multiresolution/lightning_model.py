@@ -254,7 +254,6 @@ class KdMultiresolution(AnomalibModule):
             self.trainer.fit_loop.max_epochs = self.epochs or DEFAULT.epochs
         elif self.trainer.max_epochs in {None, -1} and self.epochs is not None:
             self.trainer.fit_loop.max_epochs = self.epochs
-
         self._seed_epoch(self._first_epoch)  # Lightning asks for the first batches before the epoch starts
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
