@@ -60,8 +60,11 @@ class AnomalyMapGenerator(nn.Module):
         Raises:
             ValueError: if the images are too small for the blur.
         """
-        # Sums of half-precision numbers lose the map's small differences.
-        maps = attribution.to(self.kernel.dtype).abs().sum(1, keepdim=True)
+        # Half precision, of the attribution or of autocast, loses the map's small differences.
+        with torch.autocast(attribution.device.type, enabled=False):
+            return self._maps(attribution.to(self.kernel.dtype).abs().sum(1, keepdim=True))
+
+    def _maps(self, maps: Tensor) -> Tensor:
         if self.percentile_scale:
             maps = scale_to_percentile(maps)
         radius = self.kernel.shape[-1] // 2
