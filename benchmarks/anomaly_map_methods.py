@@ -3,8 +3,8 @@
 python benchmarks/anomaly_map_methods.py --checkpoint model.ckpt --category screw --output screw
 
 Writes ``screw.json`` and ``screw.md``. Columns, all x 100: pixel AUROC of all test images with binary masks (anomalib's
-convention); the paper's, with anomalous images alone, maps scaled by percentile, masks resized bilinearly, any part of
-a defect counting; AUPRO up to a false positive rate of 0.3.
+convention); the paper's, with anomalous images alone, maps scaled by percentile, masks resized bilinearly and left
+fractional; AUPRO up to a false positive rate of 0.3.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from anomalib.data import ImageBatch, MVTecAD
-from anomalib.metrics import AUPRO
+from anomalib.data import MVTecAD
 from anomalib.pre_processing import PreProcessor
 from rich.progress import track
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from kd_multiresolution import AnomalyMapGenerator, KdMultiresolution
+from kd_multiresolution.raw_metrics import Predictions, covered_auroc, raw_metrics
 
 SIGMA = 4.0
 COLUMNS = ("pixel AUROC", "pixel AUROC, paper's", "AUPRO")
@@ -40,15 +39,15 @@ MAPS = (
 )
 
 
-def test_images(prepare: PreProcessor, data: MVTecAD) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield images as the model takes them, (N, 3, H, W), binary masks and bilinear masks, (N, H, W)."""
+def test_images(prepare: PreProcessor, data: MVTecAD) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Yield images as the model takes them, (N, 3, H, W), labels, (N,), binary and fractional masks, (N, H, W)."""
     for batch in data.test_dataloader():
         images = prepare(batch.image).as_subclass(Tensor)
         masks = batch.gt_mask.as_subclass(Tensor).float()[:, None]
         size = images.shape[-2:]
         binary = F.interpolate(masks, size=size, mode="nearest") > 0
-        touched = F.interpolate(masks, size=size, mode="bilinear", align_corners=False) > 0
-        yield images, binary[:, 0], touched[:, 0]
+        coverage = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
+        yield images, batch.gt_label.int(), binary[:, 0], coverage[:, 0]
 
 
 def rows(model: KdMultiresolution, data: MVTecAD) -> list[dict[str, object]]:
@@ -58,25 +57,22 @@ def rows(model: KdMultiresolution, data: MVTecAD) -> list[dict[str, object]]:
     # Attributions are computed once, and turned into maps below.
     network.anomaly_map_generator = cast("AnomalyMapGenerator", nn.Identity())
     batches = list(test_images(cast("PreProcessor", model.pre_processor), data))
-    images = torch.cat([batch[0] for batch in batches])
-    binary, touched = (torch.cat([batch[i] for batch in batches]) for i in (1, 2))
-    anomalous = touched.flatten(1).any(1)
+    labels, binary, coverage = (torch.cat([batch[i] for batch in batches]) for i in (1, 2, 3))
+    anomalous = labels.bool()
     table: list[dict[str, object]] = []
     for method, path in track(MAPS, description="maps"):
         network.anomaly_map = method
         network.attribution_path = "both" if path == "-" else path
         with torch.inference_mode():
-            attributions = torch.cat([network(part).anomaly_map for part, *_ in batches])
+            outputs = [network(images) for images, *_ in batches]
+        attributions = torch.cat([output.anomaly_map for output in outputs])
+        scores = torch.cat([output.pred_score for output in outputs])
         for sigma in (0.0, SIGMA):
-            maps = AnomalyMapGenerator(sigma)(attributions)[:, 0]
+            maps = AnomalyMapGenerator(sigma)(attributions)
             scaled = AnomalyMapGenerator(sigma, percentile_scale=True)(attributions)[:, 0]
-            aupro = AUPRO(fields=["anomaly_map", "gt_mask"])
-            aupro.update(ImageBatch(image=images, anomaly_map=maps / maps.max(), gt_mask=binary))
-            figures = (
-                roc_auc_score(binary.flatten(), maps.flatten()),
-                roc_auc_score(touched[anomalous].flatten(), scaled[anomalous].flatten()),
-                aupro.compute().item(),
-            )
+            metrics = raw_metrics(Predictions(scores, labels, maps, binary))
+            papers = covered_auroc(scaled[anomalous], coverage[anomalous])
+            figures = (metrics["pixel_AUROC"], papers, metrics["AUPRO"])
             table.append({"method": method, "path": path, "sigma": sigma, **dict(zip(COLUMNS, figures, strict=True))})
     return table
 
