@@ -92,7 +92,8 @@ def environment(make_environment: Callable[..., Environment], wheel: Path) -> En
 def test_wheel_holds_what_it_needs_and_nothing_else(wheel: Path) -> None:
     source = PROJECT / "src" / "kd_multiresolution"
     modules = {str(path.relative_to(source.parent)) for path in source.rglob("*.py")}
-    others = {"kd_multiresolution/py.typed", "kd_multiresolution/weights/light_vgg.safetensors"}
+    data = ("py.typed", "published/tables.json", "weights/light_vgg.safetensors")
+    others = {f"kd_multiresolution/{name}" for name in data}
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
     metadata = {name for name in names if re.match(r"kd_multiresolution-[\d.]+\.dist-info/", name)}
