@@ -3,8 +3,8 @@
 anomalib export --model kd_multiresolution --ckpt_path model.ckpt --export_type onnx --export_root exported
 python benchmarks/run_exported.py exported/weights/onnx/model.onnx picture.png --output heat_maps
 
-Prints score and label of each image, and writes its heat map as a grey picture. It needs numpy and Pillow beside the
-runtime.
+Prints score and label of each image, and writes its heat map, if the model gives one, as a grey picture. It needs numpy
+and Pillow beside the runtime.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ if __name__ == "__main__":
     for file in arguments.images:
         outputs = model(read(file))
         print(f"{file}: score {outputs['pred_score'].item():.4f}, anomalous {bool(outputs['pred_label'].item())}")
-        # Scores are normalised: 0.5 is the threshold.
-        heat_map = (outputs["anomaly_map"].squeeze().clip(0, 1) * 255).astype(np.uint8)
-        Image.fromarray(heat_map).save(arguments.output / f"{file.stem}.png")
+        if "anomaly_map" in outputs:
+            # Scores are normalised: 0.5 is the threshold.
+            heat_map = (outputs["anomaly_map"].squeeze().clip(0, 1) * 255).astype(np.uint8)
+            Image.fromarray(heat_map).save(arguments.output / f"{file.stem}.png")

@@ -120,7 +120,11 @@ def test_weights_that_cannot_be_had_name_three_ways_out(monkeypatch: pytest.Monk
         ({"name": "light_vgg", "critical_points": ["pool6"]}, r"critical_points=\['pool6'\].*pool1, pool2"),
         ({"name": "light_vgg", "critical_points": []}, r"critical_points=\[\]"),
         ({"name": "light_vgg", "weights": "nowhere.pth"}, "source_weights='nowhere.pth': no such file"),
-        ({"name": "inception_v3", "pretrained": False}, "source='inception_v3'.*choose another model"),
+        ({"name": "inception_v3", "pretrained": False}, "source='inception_v3'.*choose a convolutional model"),
+        (
+            {"name": "vit_tiny_patch16_224", "pretrained": False},
+            "source='vit_tiny_patch16_224'.*choose a convolutional model",
+        ),
     ],
 )
 def test_errors_name_the_argument(arguments: dict[str, object], message: str) -> None:

@@ -318,7 +318,9 @@ class KdMultiresolution(AnomalibModule):
 
     def teardown(self, stage: str) -> None:
         """Say where the pictures are."""
-        if stage in {"test", "predict"} and self.visualizer is not None and self.trainer.is_global_zero:
+        if self.visualizer is None or self.model.anomaly_map is None:
+            return
+        if stage in {"test", "predict"} and self.trainer.is_global_zero:
             folder = self.visualizer.output_dir or Path(self.trainer.default_root_dir) / "images"
             logger.info("Heat maps: %s (source: %s)", folder, self.model.source)
 

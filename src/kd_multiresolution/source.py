@@ -115,8 +115,10 @@ class Source(nn.Module):
         try:
             with torch.no_grad():
                 features = self.stages(noise)
-        except RuntimeError as error:
-            msg = f"source={self.name!r}: cannot process a {size} x {size} image ({error}); choose another model."
+        except Exception as error:  # transformers of timm assert their image size
+            msg = (
+                f"source={self.name!r}: cannot process a {size} x {size} image ({error}); choose a convolutional model."
+            )
             raise ValueError(msg) from error
         levels = []
         previous = 1

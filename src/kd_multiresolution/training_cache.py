@@ -87,6 +87,12 @@ class TrainingCache(Callback):
             dtype=self.dtype,
         )
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Free everything, and leave the data module as it was."""
+        del exception
+        self._give_back()
+        self.on_train_end(trainer, pl_module)
+
     def _give_back(self) -> None:
         """Leave the data module as the user made it: the trainer has its loader now."""
         if self._replaced is not None:
