@@ -61,9 +61,10 @@ class PublishedTraining(KdMultiresolution):
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> Tensor:
         """Return the mean discrepancy of the batch over all critical points."""
         del args, kwargs
-        images = self.model.checked_images(cast("Tensor", batch.image))
-        features = self.model.source(images)
-        return discrepancy(features, self.model.cloner(images), value_weight=self.model.known_value_weight).mean()
+        model = cast("KdMultiresolutionModel", self.model)
+        images = model.checked_images(cast("Tensor", batch.image))
+        features = model.source(images)
+        return discrepancy(features, model.cloner(images), value_weight=model.known_value_weight).mean()
 
 
 def write_pictures(root: Path, count: int, size: int) -> None:

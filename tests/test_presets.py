@@ -11,6 +11,7 @@ from kd_multiresolution import KdMultiresolution
 from kd_multiresolution.presets import LEARNING_RATE, PRESETS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+OTHERS = {"demo": "TextureDefects", "dual": "MVTecAD"}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -18,8 +19,8 @@ def test_configs_are_written_from_the_presets(name: str) -> None:
     assert (CONFIGS / f"{name}.yaml").read_text() == render(name, PRESETS[name])
 
 
-def test_every_config_has_a_preset_or_is_the_demo() -> None:
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*PRESETS, "demo"}
+def test_every_config_has_a_preset_or_is_not_the_papers() -> None:
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*PRESETS, *OTHERS}
 
 
 def test_defaults_of_the_model_are_the_preset_of_mvtec() -> None:
@@ -36,7 +37,7 @@ def test_every_config_makes_a_model_and_a_data_module(path: Path) -> None:
     cli = AnomalibCLI(args=["fit", "--config", str(path), "--model.source", "light_vgg"], run=False)
     preset = PRESETS.get(path.stem)
     assert isinstance(cli.model, KdMultiresolution)
-    assert cli.datamodule.name == ("TextureDefects" if preset is None else preset.data)
+    assert cli.datamodule.name == (OTHERS[path.stem] if preset is None else preset.data)
     if preset is not None:
         assert tuple(cli.model.input_size) == preset.image_size
         assert cli.model.model.value_weight == preset.value_weight

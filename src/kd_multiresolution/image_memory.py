@@ -29,6 +29,11 @@ class RememberedImages(Dataset[ImageItem]):
         """Their size in bytes."""
         return sum(map(_size, self.items))
 
+    @property
+    def paths(self) -> list[str]:
+        """The images' paths."""
+        return [cast("str", item.image_path) for item in self.items]
+
     def __len__(self) -> int:
         """Return the number of items."""
         return len(self.items)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, Literal, cast
 
 import torch
 from anomalib import LearningType
-from anomalib.data import AnomalibDataModule, ImageBatch
+from anomalib.data import AnomalibDataModule, AnomalibDataset, ImageBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
@@ -21,14 +22,22 @@ from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.types import STEP_OUTPUT
+from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
 
 from kd_multiresolution.convergence import ConvergenceStopping
 from kd_multiresolution.discrepancy import discrepancy_terms, weighted_sum
-from kd_multiresolution.post_processor import RankEvaluator, UnclampedPostProcessor
+from kd_multiresolution.dual import DualModel
+from kd_multiresolution.dual_training import IMAGE_SIZE, DualTraining
+from kd_multiresolution.image_memory import RememberedImages
+from kd_multiresolution.post_processor import (
+    FALSE_ALARM_RATE,
+    FalseAlarmPostProcessor,
+    RankEvaluator,
+    UnclampedPostProcessor,
+)
 from kd_multiresolution.presets import LEARNING_RATE, PRESETS
 from kd_multiresolution.quantization import quantize_source
 from kd_multiresolution.registration import register_models
@@ -43,6 +52,26 @@ VALIDATION_INTERVAL = 10  # epochs
 VALUE_WEIGHT_BATCHES = 4
 EPOCH_SEEDS = 1_000_003  # seeds of the epochs of two trainings must not meet
 
+# What the other variant alone knows, by variant.
+OTHER_VARIANTS_ARGUMENTS = {
+    "paper": ("false_alarm_rate",),
+    "dual": (
+        "score_points",
+        "cloner",
+        "cloner_bias",
+        "cloner_batch_norm",
+        "terms",
+        "value_weight",
+        "anomaly_map",
+        "attribution_path",
+        "smooth_grad_samples",
+        "smooth_grad_noise",
+        "smooth_grad_as_published",
+        "explicit_backward",
+        "percentile_scale",
+    ),
+}
+
 # While a checkpoint is loaded its own weights are on their way: the source's need not be fetched first.
 _weights_follow: ContextVar[bool] = ContextVar("weights_follow", default=False)
 
@@ -56,11 +85,14 @@ class KdMultiresolution(AnomalibModule):
     Args:
         source: the frozen network: ``light_vgg``, whose weights come with this package, or any convolutional model of
             timm, such as ``vgg16.tv_in1k`` (the paper's) or ``resnet18.tv_in1k``.
+        variant: ``paper``; or ``dual``, two cloners fed by the source's features and a forward-only map, which takes of
+            the arguments up to ``percentile_scale`` only those of the source, ``critical_points`` and ``sigma``.
         pretrained: use the source's pre-trained weights, downloaded on first use. If false, and no file is given, the
             source is random.
         source_weights: a local weight file of the source (``.safetensors`` or ``.pth``) instead of the download.
         critical_points: names of the source's levels at which the cloner is trained, ``pool1`` to ``pool5`` for VGG,
-            timm's feature levels otherwise (``layer1`` to ``layer4`` for ResNet). Default: the last four.
+            timm's feature levels otherwise (``layer1`` to ``layer4`` for ResNet). Default: the last four; for the dual
+            variant those of strides 4, 8 and 16.
         score_points: the critical points that make up score and map. Default: the last three of them.
         cloner: ``compact`` as in the paper's Fig. 2, or ``equal`` in size to the source.
         cloner_bias: give the cloner's convolutions a bias. The paper has none.
@@ -83,13 +115,16 @@ class KdMultiresolution(AnomalibModule):
         percentile_scale: scale every map to [0, 1] by its own 99th percentile, as for the paper's pixel figures. Maps
             of different images are then not comparable.
         image_size: height and width in pixels, or one number for both, to which images are resized; multiples of the
-            source's stride at the last critical point. Default: 128. Not together with a pre-processor of your own.
-        imagenet_normalization: normalise images with ImageNet's mean and deviation; the paper does so for CIFAR-10
-            only.
-        epochs: train for this many epochs. Default: until the training loss has converged. ``--trainer.max_epochs``
-            takes precedence (unless it is 1000, Lightning's own default), as an upper limit where ``epochs`` is not
-            given.
-        learning_rate: Adam's learning rate.
+            source's stride at the last critical point. Default: 128; for the dual variant 256. Not together with a
+            pre-processor of your own.
+        imagenet_normalization: normalise images with ImageNet's mean and deviation. Default: the dual variant does; the
+            paper does so for CIFAR-10 only.
+        epochs: train for this many epochs. Default: until the training loss has converged; for the dual variant, as
+            many as make 1,000 steps. ``--trainer.max_epochs`` takes precedence (unless it is 1000, Lightning's own
+            default), as an upper limit where ``epochs`` is not given.
+        learning_rate: Adam's learning rate; the highest of the dual variant's one cycle.
+        false_alarm_rate: for the dual variant: the fraction of normal images, above 0 and below 1, that exceed the
+            normalised score 0.5, as told from held-out normal images.
         cache: ``float32`` or ``float16``: in training read each image once and compute the source's features of it
             once, kept in that precision; null: in every epoch. Images that augmentation changes are never kept.
         cache_memory: GiB of memory for images, which may take half of it, and features; features that exceed it go
@@ -98,7 +133,8 @@ class KdMultiresolution(AnomalibModule):
         seed: seed of the cloner's initial weights, of a random source, and, unless Lightning's ``seed_everything`` was
             called, of the order of the training images, which follows from seed and epoch.
         pre_processor: anomalib's pre-processor; true for resizing (and normalising, if asked for), false for none.
-        post_processor: anomalib's post-processor; true for one that does not clamp scores, false for raw scores.
+        post_processor: anomalib's post-processor; true for one that does not clamp scores (the dual variant's has its
+            threshold from ``false_alarm_rate``), false for raw scores.
         evaluator: anomalib's evaluator; true for AUROC and F1 score of images and pixels.
         visualizer: anomalib's visualizer.
 
@@ -107,11 +143,12 @@ class KdMultiresolution(AnomalibModule):
         RuntimeError: if the source's pre-trained weights cannot be had.
     """
 
-    model: KdMultiresolutionModel
+    model: KdMultiresolutionModel | DualModel
 
     def __init__(
         self,
         source: str = "vgg16.tv_in1k",
+        variant: Literal["paper", "dual"] = "paper",
         pretrained: bool = True,
         source_weights: str | None = None,
         critical_points: Sequence[str] | None = None,
@@ -130,9 +167,10 @@ class KdMultiresolution(AnomalibModule):
         sigma: float = 4.0,
         percentile_scale: bool = False,
         image_size: int | tuple[int, int] | None = None,
-        imagenet_normalization: bool = DEFAULT.imagenet_normalization,
+        imagenet_normalization: bool | None = None,
         epochs: int | None = None,
         learning_rate: float = LEARNING_RATE,
+        false_alarm_rate: float = FALSE_ALARM_RATE,
         cache: Literal["float32", "float16"] | None = "float32",
         cache_memory: float = 2.0,
         cache_folder: str | None = None,
@@ -142,6 +180,7 @@ class KdMultiresolution(AnomalibModule):
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
+        _check_variant(variant, locals())
         if pre_processor is not True and (image_size is not None or imagenet_normalization):
             msg = (
                 f"image_size={image_size!r}, imagenet_normalization={imagenet_normalization!r}: both configure our own "
@@ -152,8 +191,13 @@ class KdMultiresolution(AnomalibModule):
             if number is not None and not 0 < number < float("inf"):
                 msg = f"{name}={number!r}: expected a number above 0."
                 raise ValueError(msg)
-        size = DEFAULT.image_size if image_size is None else image_size
+        default_size = IMAGE_SIZE if variant == "dual" else DEFAULT.image_size
+        size = default_size if image_size is None else image_size
         size = (size, size) if isinstance(size, int) else (size[0], size[1])
+        if imagenet_normalization is None:
+            imagenet_normalization = variant == "dual" or DEFAULT.imagenet_normalization
+        self.variant = variant
+        self.false_alarm_rate = false_alarm_rate
         if pre_processor is True:
             pre_processor = self.configure_pre_processor(size, imagenet_normalization=imagenet_normalization)
             resizes = True
@@ -167,7 +211,21 @@ class KdMultiresolution(AnomalibModule):
         self.training_cache = TrainingCache(cache, memory=cache_memory, folder=cache_folder)
         self.seed = seed
         self._first_epoch = 0
+        self._dual: DualTraining | None = None
         weights_follow = _weights_follow.get()
+        if variant == "dual":
+            self.model = DualModel(
+                source,
+                pretrained=pretrained and not weights_follow,
+                source_weights=None if weights_follow else source_weights,
+                critical_points=critical_points,
+                sigma=sigma,
+                seed=seed,
+            )
+            self._dual = DualTraining(self.model, seed)
+            if resizes:
+                check_image_size(size, self.model.source)
+            return
         self.model = KdMultiresolutionModel(
             source,
             pretrained=pretrained and not weights_follow,
@@ -220,7 +278,7 @@ class KdMultiresolution(AnomalibModule):
 
     def configure_post_processor(self) -> PostProcessor:
         """Return a post-processor that does not clamp scores."""
-        return UnclampedPostProcessor()
+        return FalseAlarmPostProcessor(self.false_alarm_rate) if self.variant == "dual" else UnclampedPostProcessor()
 
     @staticmethod
     def configure_evaluator() -> Evaluator:
@@ -238,23 +296,33 @@ class KdMultiresolution(AnomalibModule):
         callbacks.append(self.training_cache)
         trainer_callbacks: list[Callback] = getattr(self.trainer, "callbacks", [])
         own = any(isinstance(callback, ConvergenceStopping) for callback in trainer_callbacks)
-        if self.epochs is None and not own:
+        if self.epochs is None and not own and self._dual is None:
             callbacks.append(ConvergenceStopping())
         return callbacks
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return Adam over the cloner's weights."""
-        return torch.optim.Adam(self.model.cloner.parameters(), lr=self.learning_rate)
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return Adam over the cloner's weights, with one cycle of the rate for the dual variant."""
+        if self._dual is not None:
+            # The cycle's length is that of the training; asking for it makes Lightning ask for the first batches.
+            self._seed_epoch(self._first_epoch)
+            self._set_epochs()
+            return self._dual.optimizers(self.trainer, self.learning_rate)
+        return torch.optim.Adam(self._paper.cloner.parameters(), lr=self.learning_rate)
 
     def on_fit_start(self) -> None:
-        """Set the number of epochs if the user did not."""
+        """Set the number of epochs if the user did not, and seed the first one."""
         logger.info("%s.", self.model.source)
+        if self._dual is None:
+            self._set_epochs()
+            self._seed_epoch(self._first_epoch)  # Lightning asks for the first batches before the epoch starts
+
+    def _set_epochs(self) -> None:
         # trainer_arguments would override the user's own; so only what Lightning falls back to is replaced.
         if self.trainer.max_epochs == LIGHTNING_MAX_EPOCHS and self.trainer.max_steps == -1:
-            self.trainer.fit_loop.max_epochs = self.epochs or DEFAULT.epochs
+            default = DEFAULT.epochs if self._dual is None else self._dual.epochs(self.trainer)
+            self.trainer.fit_loop.max_epochs = self.epochs or default
         elif self.trainer.max_epochs in {None, -1} and self.epochs is not None:
             self.trainer.fit_loop.max_epochs = self.epochs
-        self._seed_epoch(self._first_epoch)  # Lightning asks for the first batches before the epoch starts
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load what anomalib keeps, and remember in which epoch a resumed training begins."""
@@ -263,14 +331,21 @@ class KdMultiresolution(AnomalibModule):
             self._first_epoch = checkpoint["epoch"] + 1
 
     def on_train_start(self) -> None:
-        """Find the value weight, if it is ``auto`` and this training does not resume another."""
-        if self.model.value_weight is None:
-            self.model.value_weight = self._initial_value_weight()
-            logger.info("value_weight: auto = %.6g", self.model.value_weight)
+        """Find what is to be known before the first step.
+
+        That is the dual variant's standardisation, or the value weight, if it is ``auto``; a resumed training has it.
+        """
+        if self._dual is not None:
+            self._start_dual(self._dual)
+        elif self._paper.value_weight is None:
+            self._paper.value_weight = self._initial_value_weight()
+            logger.info("value_weight: auto = %.6g", self._paper.value_weight)
 
     def on_train_end(self) -> None:
         """Let the next training begin anew."""
         self._first_epoch = 0
+        if self._dual is not None:
+            self._dual.end()
 
     def on_train_epoch_start(self) -> None:
         """Seed the epoch, so that a resumed training sees what an uninterrupted one does, and decide on validation.
@@ -289,8 +364,12 @@ class KdMultiresolution(AnomalibModule):
         images = self.model.checked_images(cast("Tensor", batch.image))
         with torch.no_grad():
             source_features = self.training_cache.source_features(self.model.source, batch, images)
-        terms = discrepancy_terms(source_features, self.model.cloner(images), self.model.terms)
-        loss = weighted_sum(terms, self.model.known_value_weight).mean()
+        if self._dual is not None:
+            terms = self._dual.losses(source_features, batch.image_path)
+            loss = torch.stack([*terms.values()]).sum()
+        else:
+            terms = discrepancy_terms(source_features, self._paper.cloner(images), self._paper.terms)
+            loss = weighted_sum(terms, self._paper.known_value_weight).mean()
         losses = {"loss": loss.detach(), **{name: term.detach().mean() for name, term in terms.items()}}
         for name, mean in losses.items():
             self.log(
@@ -305,8 +384,13 @@ class KdMultiresolution(AnomalibModule):
         return loss
 
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: ImageBatch, batch_idx: int) -> None:
-        """Validate in the epoch in which training stops."""
+        """Validate in the epoch in which training stops; before it, set what the dual variant takes for normal."""
         del outputs, batch, batch_idx
+        ends = self.trainer.should_stop or self.trainer.global_step == self.trainer.max_steps
+        if self._dual is not None and (self.trainer.is_last_batch or ends):
+            normal = self._dual.calibrate(self._sum_over_processes)
+            if isinstance(self.post_processor, FalseAlarmPostProcessor):
+                self.post_processor.set_normal_scores(normal)
         if self.trainer.should_stop and self._validates_sparsely():
             self.trainer.check_val_every_n_epoch = 1
 
@@ -318,7 +402,8 @@ class KdMultiresolution(AnomalibModule):
 
     def teardown(self, stage: str) -> None:
         """Say where the pictures are."""
-        if self.visualizer is None or self.model.anomaly_map is None:
+        scores_alone = isinstance(self.model, KdMultiresolutionModel) and self.model.anomaly_map is None
+        if self.visualizer is None or scores_alone:
             return
         if stage in {"test", "predict"} and self.trainer.is_global_zero:
             folder = self.visualizer.output_dir or Path(self.trainer.default_root_dir) / "images"
@@ -359,7 +444,48 @@ class KdMultiresolution(AnomalibModule):
         finally:
             _weights_follow.reset(token)
 
+    @property
+    def _paper(self) -> KdMultiresolutionModel:
+        """The torch model of the paper's variant."""
+        assert isinstance(self.model, KdMultiresolutionModel)
+        return self.model
+
+    def _start_dual(self, dual: DualTraining) -> None:
+        """Let the dual variant choose its held-out images and see all training images once."""
+        dataset = getattr(self.trainer.train_dataloader, "dataset", None)
+        if isinstance(dataset, RememberedImages):
+            paths = dataset.paths
+        elif isinstance(dataset, AnomalibDataset):
+            paths = dataset.samples.image_path.tolist()
+        else:
+            msg = f"variant='dual' holds out training images by their paths: use anomalib's data, not {dataset}."
+            raise TypeError(msg)
+        dual.start(paths, self._training_features(), self._sum_over_processes, resumed=self._first_epoch > 0)
+
+    def _training_features(self) -> Iterator[tuple[Sequence[str], list[Tensor], tuple[int, int]]]:
+        """Yield paths, source features and image size of all training batches."""
+        for batch in self._training_batches():
+            images = self.model.checked_images(batch.image)
+            paths = cast("list[str]", batch.image_path)
+            with torch.no_grad():
+                features = self.training_cache.source_features(self.model.source, batch, images)
+            yield paths, features, (images.shape[-2], images.shape[-1])
+
+    def _training_batches(self) -> Iterator[Any]:
+        """Yield the batches of the training images, as a training step gets them."""
+        loader = cast("Iterable[ImageBatch]", self.trainer.train_dataloader)
+        for batch_on_host in loader:
+            batch = self.trainer.strategy.batch_to_device(batch_on_host)
+            if isinstance(self.pre_processor, Callback):
+                self.pre_processor.on_train_batch_start(self.trainer, self, batch, 0)
+            yield batch
+
+    def _sum_over_processes(self, tensor: Tensor) -> Tensor:
+        return cast("Tensor", self.trainer.strategy.reduce(tensor, reduce_op="sum"))
+
     def _check_exportable(self, export_type: str) -> None:
+        if not isinstance(self.model, KdMultiresolutionModel):
+            return
         if self.model.anomaly_map == "smooth_grad":
             msg = (
                 f"export_type={export_type!r}: anomaly_map='smooth_grad' draws random numbers and runs the networks "
@@ -381,15 +507,11 @@ class KdMultiresolution(AnomalibModule):
 
     def _initial_value_weight(self) -> float:
         """Return the ratio of the direction term to the value term on the first batches (Sec. 3.1, below Eq. 4)."""
-        cloner = copy.deepcopy(self.model.cloner).train()  # its batch norm's statistics will have moved
+        cloner = copy.deepcopy(self._paper.cloner).train()  # its batch norm's statistics will have moved
         sums = torch.zeros(2, device=self.device)
         # The global random generator decides the order of the images; a look ahead must not change it.
         with torch.random.fork_rng(), torch.no_grad():
-            loader = cast("Iterable[ImageBatch]", self.trainer.train_dataloader)
-            for batch_on_host in islice(iter(loader), VALUE_WEIGHT_BATCHES):
-                batch = self.trainer.strategy.batch_to_device(batch_on_host)
-                if isinstance(self.pre_processor, Callback):
-                    self.pre_processor.on_train_batch_start(self.trainer, self, batch, 0)
+            for batch in islice(self._training_batches(), VALUE_WEIGHT_BATCHES):
                 images = self.model.checked_images(batch.image)
                 terms = discrepancy_terms(self.model.source(images), cloner(images))
                 sums += torch.stack([terms["direction"].sum(), terms["value"].sum()])
@@ -402,6 +524,23 @@ class KdMultiresolution(AnomalibModule):
             )
             raise ValueError(msg)
         return weight
+
+
+def _check_variant(variant: str, given: Mapping[str, object]) -> None:
+    """Check that no argument was given that the variant does not know.
+
+    Raises:
+        ValueError: if one differs from its default, or the variant does not exist.
+    """
+    if variant not in OTHER_VARIANTS_ARGUMENTS:
+        msg = f"variant={variant!r}: expected one of {', '.join(OTHER_VARIANTS_ARGUMENTS)}."
+        raise ValueError(msg)
+    parameters = inspect.signature(KdMultiresolution).parameters
+    for name in OTHER_VARIANTS_ARGUMENTS[variant]:
+        if given[name] != parameters[name].default:
+            other = next(other for other in OTHER_VARIANTS_ARGUMENTS if other != variant)
+            msg = f"{name}={given[name]!r}: variant={variant!r} has no such argument. Leave it out, or use {other!r}."
+            raise ValueError(msg)
 
 
 class kd_multiresolution(KdMultiresolution):  # noqa: N801

@@ -7,6 +7,8 @@ batches alone. Either changes an AUROC.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +16,30 @@ from anomalib.data import ImageBatch
 from anomalib.metrics import Evaluator
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import LightningModule, Trainer
+from scipy import stats
 from torch import Tensor
+
+FALSE_ALARM_RATE = 0.01
+
+
+@dataclass(frozen=True)
+class NormalScores:
+    """How the raw scores of held-out normal images are distributed.
+
+    Attributes:
+        mean: their mean.
+        deviation: their sample standard deviation.
+        count: how many there are, two or more.
+    """
+
+    mean: float
+    deviation: float
+    count: int
+
+    def bound(self, rate: float) -> float:
+        """Return what one more image's score exceeds with this probability, if scores have a normal distribution."""
+        quantile = float(stats.t.ppf(1 - rate, self.count - 1))
+        return self.mean + quantile * self.deviation * math.sqrt(1 + 1 / self.count)
 
 
 class UnclampedPostProcessor(PostProcessor):
@@ -33,6 +58,45 @@ class UnclampedPostProcessor(PostProcessor):
         span = torch.where(span > 0, span, threshold.abs().clamp_min(torch.finfo(span.dtype).tiny))
         # As anomalib: without statistics (no validation ran) the raw scores pass.
         return torch.where(torch.isnan(span), preds, 0.5 + bounded((preds - threshold) / span * 2) / 2)
+
+
+class FalseAlarmPostProcessor(UnclampedPostProcessor):
+    """A normalisation in which 0.5 stands for a rate of false alarms, told from held-out normal images alone.
+
+    As an image's score is the largest value of its map, images and pixels have one threshold: of the normal images, the
+    same fraction shows a marked pixel.
+
+    Args:
+        rate: fraction of normal images above the threshold, in (0, 1).
+
+    Raises:
+        ValueError: if the rate is out of range.
+    """
+
+    def __init__(self, rate: float = FALSE_ALARM_RATE, **kwargs: Any) -> None:
+        if not 0 < rate < 1:
+            msg = f"false_alarm_rate={rate!r}: expected a fraction of normal images, above 0 and below 1."
+            raise ValueError(msg)
+        super().__init__(**kwargs)
+        self.rate = rate
+
+    def set_normal_scores(self, normal: NormalScores) -> None:
+        """Set threshold and range from the scores of normal images, by Student's prediction bound for one more image.
+
+        For scores with a normal distribution, it is exceeded at the stated rate however few images there are.
+        """
+        threshold = normal.bound(self.rate)
+        # The mean normal image comes to lie at 0.25.
+        least, largest = normal.mean, 2 * threshold - normal.mean
+        for kind in ("image", "pixel"):
+            for name, number in ((f"_{kind}_threshold", threshold), (f"{kind}_min", least), (f"{kind}_max", largest)):
+                getattr(self, name).fill_(number)
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Take nothing from validation images."""
+
+    def on_validation_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Keep the threshold."""
 
 
 class RankEvaluator(Evaluator):

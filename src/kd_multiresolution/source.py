@@ -234,6 +234,33 @@ def critical_points_of(levels: Sequence[str], critical_points: Sequence[str] | N
     return tuple(level for level in levels if level in critical_points)
 
 
+def levels_of_strides(name: str, strides: Sequence[int]) -> tuple[str, ...]:
+    """Return the names of a source's levels that have one of the strides, in pixels of the input per position.
+
+    Args:
+        name: as :class:`Source`.
+        strides: in any order.
+
+    Raises:
+        ValueError: if the model is unknown, or has no level of one of the strides.
+    """
+    if name == LIGHT_VGG:
+        with torch.random.fork_rng(devices=[]):
+            names = _pool_names(load_light_vgg(None).features)
+        reductions = [2 ** (i + 1) for i in range(len(names))]
+    else:
+        plan = _timm_model(name, device="meta")
+        pools = isinstance(plan, timm.models.VGG)
+        names = _pool_names(plan.features) if pools else [info["module"] for info in plan.feature_info]
+        reductions = [2 ** (i + 1) if pools else plan.feature_info[i]["reduction"] for i in range(len(names))]
+    by_stride = dict(zip(reductions, names, strict=True))
+    missing = [stride for stride in strides if stride not in by_stride]
+    if missing:
+        msg = f"source={name!r}: no level of stride {missing[0]}, only of {reductions}. Name critical_points."
+        raise ValueError(msg)
+    return tuple(by_stride[stride] for stride in sorted(strides))
+
+
 def _pool_names(features: nn.Sequential) -> list[str]:
     pools = sum(isinstance(module, nn.MaxPool2d) for module in features)
     return [f"pool{i + 1}" for i in range(pools)]

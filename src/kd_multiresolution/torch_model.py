@@ -284,16 +284,7 @@ class KdMultiresolutionModel(nn.Module):
         Raises:
             ValueError: if they have another shape than :meth:`forward` takes.
         """
-        if images.ndim != 4 or images.shape[1] not in {1, 3} or not images.is_floating_point():
-            form = f"{images.dtype} {tuple(images.shape)}"
-            msg = f"images: expected float tensors (N, 3, H, W) or (N, 1, H, W), not {form}."
-            raise ValueError(msg)
-        check_image_size(tuple(images.shape[-2:]), self.source)
-        # anomalib's tv_tensors would wrap every intermediate result; and torch.export cannot follow as_subclass.
-        plain = images.as_subclass(Tensor) if isinstance(images, TVTensor) else images
-        plain = plain.to(next(self.cloner.parameters()).dtype)
-        # Convolutions are faster with the channels last.
-        return plain.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        return checked_images(images, self.source, next(self.cloner.parameters()).dtype)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps beside the weights: the value weight, and where the source's come from."""
@@ -304,6 +295,23 @@ class KdMultiresolutionModel(nn.Module):
         if self.value_weight is None:
             self.value_weight = state["value_weight"]
         self.source.weights = state["source_weights"]
+
+
+def checked_images(images: Tensor, source: Source, dtype: torch.dtype) -> Tensor:
+    """Return the images as plain tensors of a type, with three channels; grey images are repeated.
+
+    Raises:
+        ValueError: if they are not float (N, 3, H, W) or (N, 1, H, W), H and W multiples of the source's stride.
+    """
+    if images.ndim != 4 or images.shape[1] not in {1, 3} or not images.is_floating_point():
+        form = f"{images.dtype} {tuple(images.shape)}"
+        msg = f"images: expected float tensors (N, 3, H, W) or (N, 1, H, W), not {form}."
+        raise ValueError(msg)
+    check_image_size(tuple(images.shape[-2:]), source)
+    # anomalib's tv_tensors would wrap every intermediate result; and torch.export cannot follow as_subclass.
+    plain = images.as_subclass(Tensor) if isinstance(images, TVTensor) else images
+    # Convolutions are faster with the channels last.
+    return plain.to(dtype).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
 
 
 def check_image_size(image_size: Sequence[int], source: Source) -> None:

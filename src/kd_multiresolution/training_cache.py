@@ -55,12 +55,13 @@ class TrainingCache(Callback):
             return source(images)
         return self.features.features(batch.image_path, images)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Have the data module's training images read, if they stay the same and fit into half of the memory."""
-        if pl_module.device.type == "cpu":
-            hold_freed_memory()
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Have the data module's training images read, if they stay the same and fit into half of the memory.
+
+        That is before anything, such as a schedule of the learning rate, asks for the trainer's loader.
+        """
         datamodule = getattr(trainer, "datamodule", None)
-        if self.dtype is None or not isinstance(datamodule, AnomalibDataModule):
+        if stage != "fit" or self.dtype is None or not isinstance(datamodule, AnomalibDataModule):
             return
         loader = datamodule.train_dataloader()
         if _changing_data(loader.dataset, pl_module) is None:
@@ -68,6 +69,12 @@ class TrainingCache(Callback):
             remembering = remembering_loader(loader, memory=self.memory / 2, progress=progress)
             self._replaced = datamodule, vars(datamodule).get("train_dataloader")
             datamodule.train_dataloader = lambda: remembering  # type: ignore[method-assign]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep freed memory."""
+        del trainer
+        if pl_module.device.type == "cpu":
+            hold_freed_memory()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make an empty cache of features, if images stay the same."""

@@ -1,0 +1,198 @@
+"""The dual variant: a local and a global cloner of one source, and three readings of where they disagree.
+
+Not the paper's (arXiv 2011.11108): it keeps the frozen source, its critical points, and the discrepancy's two terms.
+The second cloner and its disagreement with the first follow EfficientAD (arXiv 2303.14535). See ``docs/method.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from anomalib.data import InferenceBatch
+from torch import Tensor, nn
+
+from kd_multiresolution.anomaly_map import AnomalyMapGenerator
+from kd_multiresolution.discrepancy import local_direction
+from kd_multiresolution.dual_cloners import SMALLEST_DEVIATION, GlobalCloner, LocalCloner, Standardization, resized
+from kd_multiresolution.source import Source, levels_of_strides
+from kd_multiresolution.torch_model import checked_images
+
+STRIDES = (4, 8, 16)  # of the levels compared by default; ResNet's layer1 to layer3
+FAMILIES = ("value", "direction", "disagreement")
+
+
+class ChannelError(nn.Module):
+    """Squared difference at each position, each channel in units of its mean on normal images; those are 1 at first.
+
+    Args:
+        channels: number of channels, C.
+    """
+
+    mean_square: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean_square", torch.ones(channels))
+
+    def set(self, mean_square: Tensor) -> None:
+        """Set the mean squared difference of normal images, (C,)."""
+        smallest = (SMALLEST_DEVIATION**2 * mean_square.mean()).clamp_min(torch.finfo(torch.float32).tiny)
+        self.mean_square.copy_(mean_square.clamp_min(smallest))
+
+    def forward(self, difference: Tensor) -> Tensor:
+        """Return the mean over channels: (N, C, H, W) to (N, 1, H, W), >= 0, 1 on average over normal images."""
+        weights = 1 / (len(self.mean_square) * self.mean_square)
+        return F.conv2d(difference.square(), weights[None, :, None, None])
+
+
+class DualModel(nn.Module):
+    """Source, local and global cloner, and the map of their disagreements.
+
+    In training mode it returns the source's activations and both predictions of them, in evaluation mode anomalib's
+    ``InferenceBatch``. Three families of maps, each summed over all critical points but the first:
+
+    - *value*: squared difference of source and local cloner, each channel by its mean on normal images;
+    - *direction*: one minus the cosine of source and local cloner, position by position;
+    - *disagreement*: squared difference of the two cloners, each channel by its mean on normal images.
+
+    Each family is brought to the scale of its largest value per normal image; the map is the largest of the three.
+    What "normal" means is set by :mod:`kd_multiresolution.dual_training`; all of it is kept in the state dict.
+
+    Args:
+        source: ``light_vgg`` or any convolutional model of timm.
+        pretrained: use the source's pre-trained weights; if false, and no file is given, they are random.
+        source_weights: a local weight file of the source (``.safetensors`` or ``.pth``) instead of a download.
+        critical_points: at least two; the cloners start from the first and the last, and predict all but the first.
+            Default: the source's levels of strides 4, 8 and 16.
+        sigma: standard deviation of the map's Gaussian blur in pixels.
+        seed: seed of the cloners' initial weights, and of a random source.
+
+    Raises:
+        ValueError: if an argument is out of range.
+        RuntimeError: if the source's pre-trained weights cannot be had.
+    """
+
+    family_scale: Tensor
+    family_offset: Tensor
+
+    def __init__(
+        self,
+        source: str = "vgg16.tv_in1k",
+        *,
+        pretrained: bool = True,
+        source_weights: str | Path | None = None,
+        critical_points: Sequence[str] | None = None,
+        sigma: float = 4.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        points = levels_of_strides(source, STRIDES) if critical_points is None else critical_points
+        self.source = Source(source, pretrained=pretrained, weights=source_weights, critical_points=points, seed=seed)
+        levels = [level for level in self.source.levels if level.critical]
+        if len(levels) < 2:
+            msg = f"critical_points={list(points)!r}: the dual variant predicts all but the first; expected two."
+            raise ValueError(msg)
+        self.units = nn.ModuleList(Standardization(level.channels) for level in levels)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.local_cloner = LocalCloner(levels)
+            self.global_cloner = GlobalCloner(levels)
+        self.value = nn.ModuleList(ChannelError(level.channels) for level in levels[1:])
+        self.disagreement = nn.ModuleList(ChannelError(level.channels) for level in levels[1:])
+        self.register_buffer("family_scale", torch.ones(len(FAMILIES)))
+        self.register_buffer("family_offset", torch.zeros(len(FAMILIES)))
+        self.anomaly_map_generator = AnomalyMapGenerator(sigma, opening=False)
+        self.to(memory_format=torch.channels_last)
+
+    @property
+    def levels_units(self) -> list[Standardization]:
+        """The standardisation of each critical point."""
+        return cast("list[Standardization]", [*self.units])
+
+    def predictions(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return what the local and the global cloner predict, both for all critical points but the first.
+
+        Args:
+            features: the source's, (N, C_i, H_i, W_i) per critical point.
+        """
+        return self.local_cloner(features, self.levels_units), self.global_cloner(features, self.levels_units)
+
+    def families(self, features: Sequence[Tensor], local: Sequence[Tensor], overall: Sequence[Tensor]) -> Tensor:
+        """Return the three families of maps, (N, 3, H_2, W_2), >= 0, at the size of the second critical point.
+
+        Args:
+            features: the source's, (N, C_i, H_i, W_i) per critical point.
+            local: what the local cloner predicts of all but the first.
+            overall: what the global cloner does.
+        """
+        size = features[1].shape[-2:]
+        maps = []
+        levels = zip(features[1:], local, overall, self.value, self.disagreement, strict=True)
+        for source, near, far, value, disagreement in levels:
+            level = (value(source - near), local_direction(source, near), disagreement(near - far))
+            maps.append(resized(torch.cat(level, 1), size))
+        return torch.stack(maps).sum(0)
+
+    def fused(self, families: Tensor) -> Tensor:
+        """Return the largest of the families, each in its own scale: (N, 3, H, W) to (N, 1, H, W), >= 0."""
+        scaled = families * self.family_scale[:, None, None] + self.family_offset[:, None, None]
+        return scaled.amax(1, keepdim=True)
+
+    def set_families(self, mean: Tensor, deviation: Tensor) -> None:
+        """Set the scale of each family from mean and deviation of its largest value per normal image, (3,) each.
+
+        Each family is measured in deviations above its mean; one number is added to all of them, so that the fused map
+        is zero where the source and both cloners agree.
+        """
+        scale = 1 / deviation.clamp_min(torch.finfo(deviation.dtype).eps)
+        offset = -mean * scale
+        self.family_scale.copy_(scale)
+        self.family_offset.copy_(offset - offset.amax())
+
+    def read(self, families: Tensor, image_size: tuple[int, int]) -> InferenceBatch:
+        """Return scores and maps as :meth:`forward`, from the families of maps."""
+        maps = self.anomaly_map_generator(resized(self.fused(families), image_size))
+        return InferenceBatch(pred_score=maps.amax((1, 2, 3)), anomaly_map=maps)
+
+    def forward(self, images: Tensor) -> InferenceBatch | tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Return the activations in training mode, scores and maps in evaluation mode.
+
+        Args:
+            images: (N, 3, H, W) or (N, 1, H, W), float, H and W multiples of the source's stride.
+
+        Returns:
+            In training mode the source's activations at all critical points but the first, the local and the global
+            cloner's; in evaluation mode an ``InferenceBatch``: ``anomaly_map`` (N, 1, H, W), >= 0, and ``pred_score``
+            (N,), its largest value, unbounded.
+
+        Raises:
+            ValueError: if the images have another shape.
+        """
+        images = self.checked_images(images)
+        with torch.no_grad():
+            features = self.source(images)
+        if self.training:
+            return features[1:], *self.predictions(features)
+        with torch.no_grad():
+            height, width = images.shape[-2:]
+            return self.read(self.families(features, *self.predictions(features)), (height, width))
+
+    def checked_images(self, images: Tensor) -> Tensor:
+        """Return the images as plain tensors with three channels; grey images are repeated.
+
+        Raises:
+            ValueError: if they have another shape than :meth:`forward` takes.
+        """
+        return checked_images(images, self.source, self.family_scale.dtype)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps beside the weights: where the source's come from."""
+        return {"source_weights": self.source.weights}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`get_extra_state`."""
+        self.source.weights = state["source_weights"]

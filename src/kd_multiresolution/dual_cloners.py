@@ -1,0 +1,158 @@
+"""The two cloners of the dual variant, both fed by the source's own features (see ``docs/method.md``).
+
+The paper's cloner (arXiv 2011.11108) starts at the image and has to learn what the source's first layers do. These
+start at the first and at the last critical point, which the source has computed anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from kd_multiresolution.source import Level
+
+GRID = 4  # positions per side, over which the global cloner sees an image before it puts it into its code
+SMALLEST_DEVIATION = 0.01  # of a channel, as a fraction of its level's mean; a dead channel must not be blown up
+
+
+class Standardization(nn.Module):
+    """Mean and deviation of each channel of one level over the normal images; 0 and 1 before they are known.
+
+    Args:
+        channels: number of channels, C.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("deviation", torch.ones(channels))
+
+    def set(self, mean: Tensor, mean_square: Tensor) -> None:
+        """Set the statistics from the first two moments, (C,) each."""
+        deviation = (mean_square - mean.square()).clamp_min(0).sqrt()
+        self.mean.copy_(mean)
+        smallest = (SMALLEST_DEVIATION * deviation.mean()).clamp_min(torch.finfo(torch.float32).eps)
+        self.deviation.copy_(deviation.clamp_min(smallest))
+
+
+class LevelConv(nn.Conv2d):
+    """A 1x1 convolution from, or to, a level in the source's own units that learns as if the level were standardised.
+
+    The standardisation is folded into the weights: no pass over the features is spent on it.
+    """
+
+    def from_level(self, features: Tensor, level: Standardization) -> Tensor:
+        """Return the convolution of (features - mean) / deviation."""
+        weight = self.weight / level.deviation[None, :, None, None]
+        return F.conv2d(features, weight, self._offset - weight.flatten(1) @ level.mean)
+
+    def to_level(self, trunk: Tensor, level: Standardization) -> Tensor:
+        """Return mean + deviation * convolution."""
+        weight = self.weight * level.deviation[:, None, None, None]
+        return F.conv2d(trunk, weight, self._offset * level.deviation + level.mean)
+
+    @property
+    def _offset(self) -> Tensor:
+        assert self.bias is not None
+        return self.bias
+
+
+class LocalCloner(nn.Module):
+    """Predicts the deeper critical points from the first one, position by position with what lies around it.
+
+    Args:
+        levels: the critical points, at least two.
+        width: channels at the first critical point; twice as many at each further one.
+    """
+
+    def __init__(self, levels: Sequence[Level], width: int = 32) -> None:
+        super().__init__()
+        first, *others = levels
+        self.entry = LevelConv(first.channels, width, 1)
+        self.blocks, self.heads = nn.ModuleList(), nn.ModuleList()
+        stride = first.stride
+        for level in others:
+            self.blocks.append(
+                nn.Sequential(
+                    nn.Conv2d(width, 2 * width, 3, stride=level.stride // stride, padding=1),
+                    nn.ReLU(),
+                    nn.Conv2d(2 * width, 2 * width, 3, padding=1),
+                    nn.ReLU(),
+                )
+            )
+            width, stride = 2 * width, level.stride
+            self.heads.append(LevelConv(width, level.channels, 1))
+
+    def forward(self, features: Sequence[Tensor], units: Sequence[Standardization]) -> list[Tensor]:
+        """Return the prediction of all critical points but the first, in the source's units.
+
+        Args:
+            features: the source's, (N, C_i, H_i, W_i) per critical point.
+            units: the standardisation of each.
+        """
+        x = self.entry.from_level(features[0], units[0]).relu()
+        predicted = []
+        for block, head, level in zip(self.blocks, _heads(self), units[1:], strict=True):
+            x = block(x)
+            predicted.append(head.to_level(x, level))
+        return predicted
+
+
+class GlobalCloner(nn.Module):
+    """Predicts the same critical points from a code of few numbers: how such an image looks as a whole.
+
+    Args:
+        levels: the critical points, at least two.
+        code: how many numbers an image is put into.
+        width: channels of encoder and decoder.
+    """
+
+    def __init__(self, levels: Sequence[Level], code: int = 64, width: int = 128) -> None:
+        super().__init__()
+        self.entry = LevelConv(levels[-1].channels, width // 2, 1)
+        self.encoder = nn.Sequential(
+            nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, stride=2, padding=1),
+            nn.ReLU(),
+        )
+        self.to_code = nn.Conv2d(width, code, GRID)
+        self.from_code = nn.Conv2d(code, width * GRID * GRID, 1)
+        self.decoder = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(3))
+        self.heads = nn.ModuleList(LevelConv(width, level.channels, 1) for level in levels[1:])
+
+    def forward(self, features: Sequence[Tensor], units: Sequence[Standardization]) -> list[Tensor]:
+        """Return the prediction of all critical points but the first, in the source's units.
+
+        Args:
+            features: the source's, (N, C_i, H_i, W_i) per critical point.
+            units: the standardisation of each.
+        """
+        height, width = features[-1].shape[-2:]
+        x = self.encoder(self.entry.from_level(features[-1], units[-1]).relu())
+        code = self.to_code(F.adaptive_avg_pool2d(x, GRID))
+        x = self.from_code(code).relu().flatten(1).unflatten(1, (-1, GRID, GRID))
+        sizes = ((GRID, GRID), (height // 2, width // 2), (height, width))
+        for convolution, size in zip(self.decoder, sizes, strict=True):
+            x = convolution(resized(x, size)).relu()
+        # A head is linear at each position, so it may as well come before the upsampling, where it is cheaper.
+        return [
+            resized(head.to_level(x, level), tuple(target.shape[-2:]))
+            for head, level, target in zip(_heads(self), units[1:], features[1:], strict=True)
+        ]
+
+
+def _heads(cloner: LocalCloner | GlobalCloner) -> list[LevelConv]:
+    return cast("list[LevelConv]", [*cloner.heads])
+
+
+def resized(features: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Return features at another height and width, bilinearly."""
+    return F.interpolate(features, size=size, mode="bilinear", align_corners=False)

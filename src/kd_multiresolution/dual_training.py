@@ -1,0 +1,246 @@
+"""Training of the dual variant: images held out, squared error, one cycle of the rate, and what is normal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import cast
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from kd_multiresolution.dual import ChannelError, DualModel
+from kd_multiresolution.post_processor import NormalScores
+
+IMAGE_SIZE = (256, 256)
+HELD_OUT_FRACTION = 8  # one of so many normal images
+MOST_HELD_OUT = 64
+FEWEST_HELD_OUT = 4
+FEWEST_IMAGES = 4
+STEPS = 1000  # of training, where nobody gives a number of epochs
+CHUNK = 16  # held-out images at a time
+
+Reduce = Callable[[Tensor], Tensor]
+"""Sums a tensor over all processes."""
+
+
+def held_out_images(paths: Iterable[str], seed: int) -> frozenset[str]:
+    """Choose the normal images that only statistics are taken from: one in eight, at most 64.
+
+    Of few images relatively more, up to 4: a threshold told from two images would be out of reach.
+
+    Args:
+        paths: of all training images.
+        seed: of the choice, which does not depend on the order of the paths.
+
+    Raises:
+        ValueError: if there are fewer than four images.
+    """
+    ordered = sorted(set(paths))
+    if len(ordered) < FEWEST_IMAGES:
+        msg = (
+            f"{len(ordered)} training images: variant='dual' trains on some and takes its statistics from others, at "
+            f"least two of each. Give it {FEWEST_IMAGES} or more, or use variant='paper'."
+        )
+        raise ValueError(msg)
+    count = min(max(len(ordered) // HELD_OUT_FRACTION, min(len(ordered) // 2, FEWEST_HELD_OUT)), MOST_HELD_OUT)
+    order = torch.randperm(len(ordered), generator=torch.Generator().manual_seed(seed)).tolist()
+    return frozenset(ordered[i] for i in order[:count])
+
+
+class DualTraining:
+    """What happens to the dual model while it is trained; Lightning's hooks call it.
+
+    Args:
+        model: what is trained.
+        seed: of the choice of held-out images.
+    """
+
+    def __init__(self, model: DualModel, seed: int) -> None:
+        self.model = model
+        self.seed = seed
+        self.held_out: frozenset[str] = frozenset()
+        self.image_size = IMAGE_SIZE
+        self._held_out_features: list[Tensor] = []
+
+    @staticmethod
+    def epochs(trainer: Trainer) -> int:
+        """Return how many epochs make the default number of steps; the trainer has a limit of epochs."""
+        return math.ceil(STEPS * (trainer.max_epochs or 1) / trainer.estimated_stepping_batches)
+
+    def optimizers(self, trainer: Trainer, learning_rate: float) -> OptimizerLRSchedulerConfig:
+        """Return Adam over both cloners and one cycle of its rate over all steps.
+
+        Raises:
+            ValueError: if nothing says how many steps there are.
+        """
+        steps = trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            msg = (
+                "variant='dual' has a rate that falls to zero with the last step: give epochs, max_epochs or max_steps."
+            )
+            raise ValueError(msg)
+        parameters = [*self.model.local_cloner.parameters(), *self.model.global_cloner.parameters()]
+        optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=int(steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
+
+    def start(
+        self,
+        paths: Sequence[str],
+        batches: Iterable[tuple[Sequence[str], list[Tensor], tuple[int, int]]],
+        reduce: Reduce,
+        *,
+        resumed: bool,
+    ) -> None:
+        """Choose the held-out images, keep their features, and standardise by the others' unless that was done before.
+
+        Args:
+            paths: of all training images.
+            batches: paths, source features and image size of this process's training images.
+            reduce: sums over all processes.
+            resumed: whether this training goes on with another.
+
+        Raises:
+            ValueError: if there are fewer than four images.
+        """
+        self.held_out = held_out_images(paths, self.seed)
+        moments = ChannelMoments()
+        kept: dict[str, list[Tensor]] = {}
+        # The global random generator decides the order of the images; a look ahead must not change it.
+        with torch.random.fork_rng():
+            for batch_paths, features, image_size in batches:
+                out, fitted = self._split(batch_paths)
+                kept.update({batch_paths[i]: [level[i] for level in features] for i in out})
+                moments.add([level[fitted] for level in features])
+                self.image_size, empty = image_size, [level[:0] for level in features]
+        # In the order of their paths, on which the last digits of sums depend.
+        rows = [kept[path] for path in sorted(kept)]
+        levels = [torch.stack(level) for level in zip(*rows, strict=True)] if rows else empty
+        self._held_out_features = [level.contiguous(memory_format=torch.channels_last) for level in levels]
+        if not resumed:
+            moments.standardize(self.model, reduce)
+
+    def losses(self, features: Sequence[Tensor], paths: Sequence[str] | None) -> dict[str, Tensor]:
+        """Return the loss of either cloner over those images of a batch that are not held out.
+
+        Args:
+            features: the source's, (N, C_i, H_i, W_i) per critical point.
+            paths: the images' paths, N.
+        """
+        _, fitted = self._split(paths or ())
+        # A batch of held-out images alone must not move the cloners, but other processes wait for its gradient.
+        losses = dual_losses(self.model, [level[fitted or [0]] for level in features])
+        return {name: loss * bool(fitted) for name, loss in losses.items()}
+
+    def calibrate(self, reduce: Reduce) -> NormalScores:
+        """Do as :func:`calibrate` with the held-out images."""
+        return calibrate(self.model, self._held_out_features, self.image_size, reduce)
+
+    def end(self) -> None:
+        """Free the held-out images' features."""
+        self._held_out_features = []
+
+    def _split(self, paths: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Return the indices of the held-out images and of the others."""
+        out = [index for index, path in enumerate(paths) if path in self.held_out]
+        return out, [index for index, path in enumerate(paths) if path not in self.held_out]
+
+
+class ChannelMoments:
+    """Sums over images and positions of each channel of each critical point, for mean and deviation."""
+
+    def __init__(self) -> None:
+        self.sums: list[Tensor] = []
+
+    def add(self, features: Sequence[Tensor]) -> None:
+        """Add the features of some images, one (N, C_i, H_i, W_i) tensor per critical point."""
+        sums = []
+        for level in features:
+            wide = level.double()
+            count = torch.full((level.shape[1],), level.numel() / level.shape[1], device=level.device).double()
+            sums.append(torch.stack([count, wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))]))
+        self.sums = [a + b for a, b in zip(self.sums, sums, strict=True)] if self.sums else sums
+
+    def standardize(self, model: DualModel, reduce: Reduce) -> None:
+        """Set the model's units of each level."""
+        for units, sums in zip(model.levels_units, self.sums, strict=True):
+            count, total, squares = reduce(sums)
+            units.set(total / count, squares / count)
+
+
+def dual_losses(model: DualModel, features: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return the mean squared error of either cloner on standardised features, summed over the predicted levels.
+
+    Args:
+        model: the model; gradients reach its cloners.
+        features: the source's, (N, C_i, H_i, W_i) per critical point.
+    """
+    local, overall = model.predictions(features)
+    losses = {}
+    for name, predicted in (("local", local), ("global", overall)):
+        levels = zip(features[1:], predicted, model.levels_units[1:], strict=True)
+        errors = [((source - ours) / units.deviation[:, None, None]).square().mean() for source, ours, units in levels]
+        losses[name] = torch.stack(errors).sum()
+    return losses
+
+
+@torch.no_grad()
+def calibrate(
+    model: DualModel, features: Sequence[Tensor], image_size: tuple[int, int], reduce: Reduce
+) -> NormalScores:
+    """Set from held-out normal images what the model compares with: error per channel, and scale of each family.
+
+    Args:
+        model: its cloners as they are.
+        features: of this process's held-out images, (N, C_i, H_i, W_i) per critical point; N may be 0.
+        image_size: height and width of the images in pixels.
+        reduce: sums over all processes.
+    """
+    chunks = [[level[i : i + CHUNK] for level in features] for i in range(0, len(features[0]), CHUNK)]
+    predictions = [model.predictions(chunk) for chunk in chunks]
+    _weigh_channels(model, chunks, predictions, reduce)
+    families = [model.families(chunk, *predicted) for chunk, predicted in zip(chunks, predictions, strict=True)]
+    peaks = torch.cat([features[0].new_empty(0, len(model.family_scale)), *(maps.amax((2, 3)) for maps in families)])
+    mean, deviation, _ = mean_and_deviation(peaks, reduce)
+    model.set_families(mean, deviation)
+    readings = [cast("Tensor", model.read(maps, image_size).pred_score) for maps in families]
+    scores = torch.cat([features[0].new_empty(0), *readings])
+    mean, deviation, count = mean_and_deviation(scores[:, None], reduce)
+    return NormalScores(float(mean), float(deviation), count)
+
+
+def _weigh_channels(
+    model: DualModel,
+    chunks: Sequence[Sequence[Tensor]],
+    predictions: Sequence[tuple[list[Tensor], list[Tensor]]],
+    reduce: Reduce,
+) -> None:
+    """Set the mean squared difference of each channel."""
+    for level, errors in enumerate(zip(model.value, model.disagreement, strict=True)):
+        value, disagreement = cast("tuple[ChannelError, ChannelError]", errors)
+        sums = value.mean_square.new_zeros(3, len(value.mean_square), dtype=torch.float64)
+        for chunk, (local, overall) in zip(chunks, predictions, strict=True):
+            source = chunk[level + 1]
+            sums[0] += source.numel() / source.shape[1]
+            sums[1] += (source - local[level]).double().square().sum((0, 2, 3))
+            sums[2] += (local[level] - overall[level]).double().square().sum((0, 2, 3))
+        count, values, disagreements = reduce(sums)
+        value.set(values / count)
+        disagreement.set(disagreements / count)
+
+
+def mean_and_deviation(rows: Tensor, reduce: Reduce) -> tuple[Tensor, Tensor, int]:
+    """Return mean and sample standard deviation over the rows of all processes, and their number.
+
+    Args:
+        rows: (N, K), this process's.
+        reduce: sums over all processes.
+    """
+    wide = rows.double()
+    count = int(reduce(torch.tensor(float(len(rows)), device=rows.device)))
+    mean = reduce(wide.sum(0)) / count
+    variance = reduce((wide - mean).square().sum(0)) / (count - 1)
+    return mean.to(rows), variance.sqrt().to(rows), count

@@ -1,0 +1,228 @@
+"""The dual variant's torch model, on small pictures and random sources."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from kd_multiresolution.dual import ChannelError, DualModel
+from kd_multiresolution.dual_cloners import LevelConv, Standardization
+from kd_multiresolution.dual_training import ChannelMoments, calibrate, dual_losses
+
+SIZE = (64, 96)
+
+
+def pictures(count: int, size: tuple[int, int] = SIZE, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def alone(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum over the only process."""
+    return tensor
+
+
+def calibrated(model: DualModel, images: torch.Tensor) -> DualModel:
+    features = model.source(model.checked_images(images))
+    moments = ChannelMoments()
+    moments.add(features)
+    moments.standardize(model, alone)
+    calibrate(model, features, tuple(images.shape[-2:]), alone)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> DualModel:
+    return calibrated(DualModel("light_vgg"), pictures(6))
+
+
+def test_scores_and_maps_do_not_depend_on_the_batch(model: DualModel) -> None:
+    images = pictures(3, seed=1)
+    together = model(images)
+    assert together.anomaly_map.shape == (3, 1, *SIZE)
+    assert (together.anomaly_map >= 0).all()
+    assert torch.equal(together.pred_score, together.anomaly_map.amax((1, 2, 3)))
+    for image, score, anomaly_map in zip(images, together.pred_score, together.anomaly_map, strict=True):
+        single = model(image[None])
+        torch.testing.assert_close(single.pred_score[0], score)
+        torch.testing.assert_close(single.anomaly_map[0], anomaly_map, rtol=1e-4, atol=1e-5)
+
+
+def test_no_gradient_is_kept_in_evaluation(model: DualModel) -> None:
+    output = model(pictures(1).requires_grad_())
+    assert not output.pred_score.requires_grad
+    assert not output.anomaly_map.requires_grad
+
+
+def test_grey_pictures_are_three_equal_channels(model: DualModel) -> None:
+    grey = pictures(2)[:, :1]
+    torch.testing.assert_close(model(grey).pred_score, model(grey.expand(-1, 3, -1, -1)).pred_score)
+
+
+def test_map_is_zero_where_source_and_cloners_agree(model: DualModel) -> None:
+    features = model.source(model.checked_images(pictures(1)))
+    families = model.families(features, features[1:], features[1:])
+    torch.testing.assert_close(families, torch.zeros_like(families), atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.fused(torch.zeros_like(families)), torch.zeros_like(families[:, :1]))
+
+
+@pytest.mark.parametrize("changed", ["local", "global"])
+def test_families_tell_who_is_wrong(model: DualModel, changed: str) -> None:
+    """Value and direction compare source and local cloner, disagreement the two cloners."""
+    features = model.source(model.checked_images(pictures(1)))
+    true = features[1:]
+    wrong = [level + torch.rand_like(level) for level in true]
+    families = model.families(features, wrong if changed == "local" else true, wrong if changed == "global" else true)
+    value, direction, disagreement = families.amax((0, 2, 3))
+    assert disagreement > 1e-3
+    assert (value > 1e-3) == (direction > 1e-3) == (changed == "local")
+
+
+def test_calibration_brings_the_peaks_of_normal_images_to_one_scale(model: DualModel) -> None:
+    features = model.source(model.checked_images(pictures(6)))
+    families = model.families(features, *model.predictions(features))
+    peaks = families.amax((2, 3)) * model.family_scale + model.family_offset
+    torch.testing.assert_close(peaks.std(0), torch.ones(3), rtol=1e-3, atol=0)
+    assert peaks.mean(0).std() < 1e-3 * peaks.mean()
+    assert model.family_offset.max() == 0
+
+
+def test_channel_error_is_one_on_normal_images() -> None:
+    error = ChannelError(3)
+    difference = torch.randn(4, 3, 8, 8) * torch.tensor([0.1, 1.0, 10.0])[:, None, None]
+    error.set(difference.square().mean((0, 2, 3)))
+    torch.testing.assert_close(error(difference).mean(), torch.tensor(1.0))
+    dead = ChannelError(2)
+    dead.set(torch.tensor([0.0, 1.0]))
+    assert dead(torch.ones(1, 2, 1, 1)) < 1.001e4, "a dead channel is not divided by zero"
+
+
+def test_folded_standardisation_equals_the_plain_one() -> None:
+    features = torch.randn(2, 5, 6, 7) * 3 + 4
+    before, after = Standardization(5), Standardization(4)
+    before.set(features.mean((0, 2, 3)), features.square().mean((0, 2, 3)))
+    after.set(torch.arange(4.0), torch.arange(4.0).square() + torch.tensor([1.0, 4.0, 9.0, 16.0]))
+    torch.testing.assert_close(after.deviation, torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    convolution = LevelConv(5, 4, 1)
+
+    def column(numbers: torch.Tensor) -> torch.Tensor:
+        return numbers[:, None, None]
+
+    standardized = (features - column(before.mean)) / column(before.deviation)
+    expected = nn.functional.conv2d(standardized, convolution.weight, convolution.bias)
+    torch.testing.assert_close(convolution.from_level(features, before), expected, rtol=1e-4, atol=1e-5)
+    expected = column(after.mean) + column(after.deviation) * nn.functional.conv2d(
+        features, convolution.weight, convolution.bias
+    )
+    torch.testing.assert_close(convolution.to_level(features, after), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_moments_are_those_of_all_images_at_once() -> None:
+    model = DualModel("light_vgg")
+    features = [model.source(model.checked_images(pictures(count, seed=count))) for count in (1, 4)]
+    moments = ChannelMoments()
+    for part in features:
+        moments.add(part)
+    moments.standardize(model, alone)
+    for units, level in zip(model.levels_units, zip(*features, strict=True), strict=True):
+        values = torch.cat(level).transpose(0, 1).flatten(1)
+        torch.testing.assert_close(units.mean, values.mean(1), rtol=1e-4, atol=1e-5)
+        alive = values.std(1) > 0.1 * values.std(1).mean()  # the others are held above a least deviation
+        assert alive.sum() > len(alive) / 2
+        torch.testing.assert_close(units.deviation[alive], values.std(1, unbiased=False)[alive], rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1, 1000])
+def test_loss_is_in_standardised_units(scale: float) -> None:
+    """A cloner that predicts the mean of every channel has an error of one per level, whatever the source's scale."""
+    model = DualModel("resnet18", pretrained=False)
+    generator = torch.Generator().manual_seed(0)
+    features = [
+        scale * (2 + torch.randn(level.shape, generator=generator))
+        for level in model.source(model.checked_images(pictures(3)))
+    ]
+    moments = ChannelMoments()
+    moments.add(features)
+    moments.standardize(model, alone)
+    for cloner in (model.local_cloner, model.global_cloner):
+        for head in cloner.heads:
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+    losses = dual_losses(model, features)
+    assert losses["local"].item() == pytest.approx(2, rel=1e-3)
+    assert losses["global"].item() == pytest.approx(2, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("source", "points"),
+    [
+        ("resnet18", ("layer1", "layer2", "layer3")),
+        ("wide_resnet50_2", ("layer1", "layer2", "layer3")),
+        ("efficientnet_b0", ("blocks.1", "blocks.2", "blocks.4")),
+        ("convnext_tiny", ("stages.0", "stages.1", "stages.2")),
+        ("vgg16", ("pool2", "pool3", "pool4")),
+    ],
+)
+def test_backbones_by_name_learn(source: str, points: tuple[str, ...]) -> None:
+    model = DualModel(source, pretrained=False)
+    assert model.source.critical_points == points
+    images = pictures(2, (64, 64))
+    calibrated(model, images)
+    features = model.source(model.checked_images(images))
+    optimizer = torch.optim.Adam([*model.local_cloner.parameters(), *model.global_cloner.parameters()], 1e-3)
+    losses = []
+    for _ in range(5):
+        loss = torch.stack([*dual_losses(model, features).values()]).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    output = model(images)
+    assert output.anomaly_map.shape == (2, 1, 64, 64)
+    assert output.anomaly_map.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [(128, 128), (128, 512), (272, 176), (32, 32)])
+def test_any_multiple_of_the_stride(model: DualModel, size: tuple[int, int]) -> None:
+    output = model(pictures(1, size))
+    assert output.anomaly_map.shape == (1, 1, *size)
+    assert output.pred_score.isfinite().all()
+
+
+def test_training_mode_returns_activations(model: DualModel) -> None:
+    source, local, overall = model.train()(pictures(2))
+    model.eval()
+    assert not model.source.training
+    assert [level.shape for level in source] == [level.shape for level in local] == [level.shape for level in overall]
+    assert not any(level.requires_grad for level in source)
+    assert all(level.requires_grad for level in (*local, *overall))
+
+
+def test_same_seed_same_weights_and_the_global_generator_is_left_alone() -> None:
+    state = torch.random.get_rng_state()
+    first, second, other = (DualModel("light_vgg", seed=seed).state_dict() for seed in (3, 3, 4))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    name = "global_cloner.to_code.weight"
+    assert torch.equal(first[name], second[name])
+    assert not torch.equal(first[name], other[name])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"critical_points": ["pool3"]}, r"critical_points=\['pool3'\].*expected two"),
+        ({"critical_points": ["pool9", "pool3"]}, "pool9"),
+        ({"source": "no_such_model"}, "source='no_such_model'"),
+        ({"source": "vit_tiny_patch16_224", "pretrained": False}, "source='vit_tiny_patch16_224'.*critical_points"),
+        ({"sigma": -1.0}, "sigma=-1.0"),
+    ],
+)
+def test_errors_name_the_argument(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DualModel(**{"source": "light_vgg", **arguments})
+
+
+def test_picture_of_another_size_is_refused(model: DualModel) -> None:
+    with pytest.raises(ValueError, match=r"image_size=\(64, 60\).*multiples of 16"):
+        model(pictures(1, (64, 60)))

@@ -1,0 +1,268 @@
+"""The dual variant through anomalib's Engine, on pictures small enough to take seconds."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from anomalib.callbacks import ModelCheckpoint
+from anomalib.data import Folder
+from anomalib.engine import Engine
+from anomalib.post_processing import PostProcessor
+from lightning.pytorch import Callback
+from torchvision.utils import save_image
+
+from kd_multiresolution import KdMultiresolution
+from kd_multiresolution.dual import DualModel
+from kd_multiresolution.dual_training import held_out_images, mean_and_deviation
+from kd_multiresolution.post_processor import FalseAlarmPostProcessor, NormalScores
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return twenty normal pictures and four with a bright square."""
+    root = tmp_path_factory.mktemp("pictures")
+    generator = torch.Generator().manual_seed(0)
+    for folder, count in (("good", 20), ("defect", 4)):
+        (root / folder).mkdir()
+        for i in range(count):
+            picture = torch.rand(3, SIZE, SIZE, generator=generator) * 0.3
+            if folder == "defect":
+                picture[:, 16:40, 16:40] += 0.5
+            save_image(picture, root / folder / f"{i}.png")
+    return root
+
+
+def data(pictures: Path) -> Folder:
+    return Folder(
+        "squares", root=pictures, normal_dir="good", abnormal_dir="defect", normal_split_ratio=0.25,
+        train_batch_size=5, eval_batch_size=4, num_workers=0, val_split_mode="same_as_test", seed=0,
+    )  # fmt: skip
+
+
+def model(**arguments: Any) -> KdMultiresolution:
+    settings = {"source": "light_vgg", "variant": "dual", "image_size": SIZE, "imagenet_normalization": False}
+    return KdMultiresolution(**{**settings, "epochs": 4, "visualizer": False, **arguments})
+
+
+def engine(folder: Path, **arguments: Any) -> Engine:
+    return Engine(default_root_dir=folder, logger=False, enable_progress_bar=False, accelerator="cpu", **arguments)
+
+
+@pytest.fixture(scope="module")
+def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[KdMultiresolution, Engine]:
+    network = model(epochs=10, learning_rate=3e-3)
+    runner = engine(tmp_path_factory.mktemp("trained"))
+    runner.fit(network, datamodule=data(pictures))
+    return network, runner
+
+
+def test_training_moves_both_cloners_and_never_the_source(pictures: Path, tmp_path: Path) -> None:
+    network = model(epochs=1)
+    before = copy.deepcopy(network.model.state_dict())
+    engine(tmp_path).fit(network, datamodule=data(pictures))
+    after = network.model.state_dict()
+    for name in (name for name in before if isinstance(before[name], torch.Tensor)):
+        assert torch.equal(before[name], after[name]) == name.startswith(("source.", "anomaly_map")), name
+
+
+def test_finds_bright_squares(trained: tuple[KdMultiresolution, Engine], pictures: Path) -> None:
+    network, runner = trained
+    metrics = runner.test(network, datamodule=data(pictures))[0]
+    assert metrics["image_AUROC"] == 1.0
+    batches = runner.predict(network, data_path=pictures / "defect")
+    assert all(batch.pred_label.all() for batch in batches), "beyond the threshold told from normal images"
+    masks = torch.cat([batch.pred_mask.reshape(-1, SIZE, SIZE) for batch in batches])
+    assert masks[:, 24:32, 24:32].all()
+
+
+def test_same_seed_same_figures(pictures: Path, tmp_path: Path) -> None:
+    networks = [model(epochs=1), model(epochs=1)]
+    for i, network in enumerate(networks):
+        engine(tmp_path / str(i)).fit(network, datamodule=data(pictures))
+    states = [network.state_dict() for network in networks]
+    tensors = [name for name, value in states[0].items() if isinstance(value, torch.Tensor)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in tensors)
+
+
+def test_resumed_training_equals_uninterrupted_training(pictures: Path, tmp_path: Path) -> None:
+    whole = model()
+    checkpoints = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, every_n_epochs=1, save_on_train_epoch_end=True)
+    engine(tmp_path / "whole", callbacks=[checkpoints]).fit(whole, datamodule=data(pictures))
+    torch.manual_seed(9)
+    resumed = model()
+    engine(tmp_path / "second").fit(resumed, datamodule=data(pictures), ckpt_path=tmp_path / "epoch=1.ckpt")
+    expected = whole.state_dict()
+    for name, value in resumed.state_dict().items():
+        if isinstance(value, torch.Tensor) and not name.startswith("evaluator"):
+            told = f"{name}: {value} instead of {expected[name]}"
+            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, equal_nan=True, msg=told)
+
+
+def test_checkpoint_keeps_all_statistics(
+    trained: tuple[KdMultiresolution, Engine], pictures: Path, tmp_path: Path
+) -> None:
+    network, runner = trained
+    loaded = KdMultiresolution.load_from_checkpoint(runner.best_model_path)
+    assert isinstance(loaded.model, DualModel)
+    assert isinstance(loaded.post_processor, FalseAlarmPostProcessor)
+    images = torch.rand(2, 3, SIZE, SIZE)
+    ours, theirs = network.eval()(images), loaded.eval()(images)
+    assert torch.equal(ours.pred_score, theirs.pred_score)
+    assert torch.equal(ours.anomaly_map, theirs.anomaly_map)
+
+
+def test_validation_images_do_not_move_the_threshold(
+    trained: tuple[KdMultiresolution, Engine], pictures: Path, tmp_path: Path
+) -> None:
+    network, _ = trained
+    before = network.post_processor.image_threshold.clone()
+    assert before.isfinite()
+    assert torch.equal(before, network.post_processor.pixel_threshold)
+    engine(tmp_path).validate(network, datamodule=data(pictures))
+    assert torch.equal(network.post_processor.image_threshold, before)
+
+
+def test_anomalibs_own_post_processor_works_on_top(pictures: Path, tmp_path: Path) -> None:
+    network = model(epochs=1, post_processor=PostProcessor())
+    runner = engine(tmp_path)
+    runner.fit(network, datamodule=data(pictures))
+    assert network.post_processor.image_threshold.isfinite()
+    assert runner.test(network, datamodule=data(pictures))[0]["image_AUROC"] >= 0
+
+
+def test_number_of_epochs_follows_from_the_steps(pictures: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("kd_multiresolution.dual_training.STEPS", 7)
+    runner = engine(tmp_path / "steps")
+    runner.fit(model(epochs=None), datamodule=data(pictures))
+    assert runner.trainer.current_epoch == 2, "four batches each"
+    runner = engine(tmp_path / "trainer", max_steps=5, max_epochs=-1)
+    network = model(epochs=None)
+    runner.fit(network, datamodule=data(pictures))
+    assert runner.trainer.global_step == 5
+    assert network.post_processor.image_threshold.isfinite(), "a training that ends within an epoch is calibrated too"
+
+
+def test_rate_falls_to_zero_with_the_last_step(pictures: Path, tmp_path: Path) -> None:
+    rates = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    engine(tmp_path, callbacks=[Watch()]).fit(model(epochs=2, learning_rate=1e-2), datamodule=data(pictures))
+    assert max(rates) == pytest.approx(1e-2, rel=0.1)
+    assert rates[-1] < 1e-6
+
+
+@pytest.mark.parametrize("export_type", ["onnx", "openvino"])
+def test_exports_by_the_ordinary_route(
+    trained: tuple[KdMultiresolution, Engine], tmp_path: Path, export_type: str
+) -> None:
+    network, runner = trained
+    path = runner.export(network, export_type, export_root=tmp_path)
+    images = torch.rand(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    expected = network.eval()(images)
+    if export_type == "onnx":
+        session = pytest.importorskip("onnxruntime").InferenceSession(path)
+        names = [output.name for output in session.get_outputs()]
+        outputs = dict(zip(names, session.run(None, {"input": images.numpy()}), strict=True))
+    else:
+        core = pytest.importorskip("openvino").Core()
+        compiled = core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        outputs = {key.get_any_name(): value for key, value in compiled(images.numpy()).items()}
+    for name in ("pred_score", "anomaly_map"):
+        value = torch.from_numpy(outputs[name]).reshape(getattr(expected, name).shape)
+        torch.testing.assert_close(value, getattr(expected, name), rtol=1e-3, atol=1e-4)
+
+
+def test_grey_pictures_not_square(tmp_path: Path) -> None:
+    root = tmp_path / "grey"
+    (root / "good").mkdir(parents=True)
+    (root / "defect").mkdir()
+    for i in range(8):
+        save_image(torch.rand(1, 50, 70), root / ("good" if i else "defect") / f"{i}.png")
+    network = model(epochs=1, image_size=(48, 80))
+    runner = engine(tmp_path)
+    runner.fit(network, datamodule=data(root))
+    batches = runner.predict(network, data_path=root / "good")
+    assert all(batch.anomaly_map.shape[-2:] == (48, 80) for batch in batches)
+
+
+def test_too_few_images_are_refused(tmp_path: Path) -> None:
+    root = tmp_path / "few"
+    for folder in ("good", "defect"):
+        (root / folder).mkdir(parents=True)
+        save_image(torch.rand(3, SIZE, SIZE), root / folder / "0.png")
+        save_image(torch.rand(3, SIZE, SIZE), root / folder / "1.png")
+    with pytest.raises(ValueError, match=r"[12] training images: variant=.dual.*Give it 4 or more"):
+        engine(tmp_path).fit(model(), datamodule=data(root))
+
+
+def test_held_out_images() -> None:
+    paths = [f"{i}.png" for i in range(80)]
+    chosen = held_out_images(paths, seed=0)
+    assert len(chosen) == 10
+    assert chosen == held_out_images(reversed(paths), seed=0)
+    assert chosen != held_out_images(paths, seed=1)
+    assert [len(held_out_images(paths[:count], seed=0)) for count in (4, 8, 32, 40)] == [2, 4, 4, 5]
+    assert len(held_out_images([str(i) for i in range(5000)], seed=0)) == 64
+
+
+def test_statistics_over_processes_are_those_of_all_rows() -> None:
+    rows = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    mean, deviation, count = mean_and_deviation(rows, lambda tensor: tensor)
+    assert count == 20
+    torch.testing.assert_close(mean, rows.mean(0))
+    torch.testing.assert_close(deviation, rows.std(0))
+
+
+@pytest.mark.parametrize("count", [3, 30])
+@pytest.mark.parametrize("rate", [0.01, 0.1])
+def test_bound_is_exceeded_at_the_stated_rate(count: int, rate: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(4000, count + 1, generator=generator, dtype=torch.float64)
+    above = [
+        float(row[-1]) > NormalScores(float(row[:-1].mean()), float(row[:-1].std()), count).bound(rate)
+        for row in scores
+    ]
+    assert sum(above) / len(above) == pytest.approx(rate, rel=0.35)
+
+
+def test_threshold_is_one_half_and_the_mean_normal_image_a_quarter() -> None:
+    processor = FalseAlarmPostProcessor(0.05)
+    normal = NormalScores(mean=2.0, deviation=0.5, count=20)
+    processor.set_normal_scores(normal)
+    scores = torch.tensor([normal.mean, normal.bound(0.05)])
+    limits = (processor.image_min, processor.image_max, processor.image_threshold)
+    torch.testing.assert_close(processor._normalize(scores, *limits), torch.tensor([0.25, 0.5]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"variant": "triple"}, "variant='triple': expected one of paper, dual"),
+        ({"cloner": "equal"}, "cloner='equal': variant='dual' has no such argument"),
+        ({"anomaly_map": None}, "anomaly_map=None: variant='dual'"),
+        ({"score_points": ["pool4"]}, "score_points="),
+        ({"percentile_scale": True}, "percentile_scale=True"),
+        ({"variant": "paper", "false_alarm_rate": 0.1}, "false_alarm_rate=0.1: variant='paper'"),
+        ({"false_alarm_rate": 1.0}, "false_alarm_rate=1.0"),
+        ({"image_size": 60}, r"image_size=\(60, 60\).*multiples of 16"),
+    ],
+)
+def test_errors_name_the_argument(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model(**arguments)
+
+
+def test_defaults_of_the_variant() -> None:
+    network = KdMultiresolution("light_vgg", variant="dual")
+    assert network.input_size == (256, 256)
+    assert "Normalize" in str(network.pre_processor.transform)
+    assert "Normalize" not in str(KdMultiresolution("light_vgg").pre_processor.transform)
