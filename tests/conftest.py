@@ -10,6 +10,17 @@ import pytest
 SHARED = Path(os.environ.get("KD_SHARED", Path(__file__).parents[2] / "shared"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests that take long, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="takes long: pytest --slow"))
+
+
 def shared_path(name: str) -> Path:
     path = SHARED / name
     if not path.exists():

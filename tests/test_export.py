@@ -76,7 +76,10 @@ def assert_parity(run: Run, network: KdMultiresolution, images: Tensor) -> None:
         assert (np.abs(mine - reference) <= 1e-3 * np.ptp(reference)).mean() >= 0.999
 
 
-@pytest.mark.parametrize("name", MODELS)
+SLOW = ("vgg11_bn cloner", "light_vgg discrepancy")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in MODELS])
 def test_runtimes_give_the_same_scores_and_maps(name: str, tmp_path: Path) -> None:
     network = model(**MODELS[name])
     file = network.to_onnx(tmp_path)
