@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from kd_multiresolution.dual import ChannelError, DualModel
+from kd_multiresolution.dual import FAMILIES, ChannelError, DualModel, top_mean
 from kd_multiresolution.dual_cloners import LevelConv, Standardization
-from kd_multiresolution.dual_training import ChannelMoments, calibrate, dual_losses
+from kd_multiresolution.dual_training import ChannelMoments, _weigh_families, calibrate, dual_losses
+from kd_multiresolution.painted_defects import painted
 
 SIZE = (64, 96)
 
@@ -27,7 +28,8 @@ def calibrated(model: DualModel, images: torch.Tensor) -> DualModel:
     moments = ChannelMoments()
     moments.add(features)
     moments.standardize(model, alone)
-    calibrate(model, features, tuple(images.shape[-2:]), alone)
+    defective = model.source(painted(model.checked_images(images), torch.Generator().manual_seed(0)))
+    calibrate(model, features, defective, tuple(images.shape[-2:]), alone)
     return model.eval()
 
 
@@ -41,10 +43,12 @@ def test_scores_and_maps_do_not_depend_on_the_batch(model: DualModel) -> None:
     together = model(images)
     assert together.anomaly_map.shape == (3, 1, *SIZE)
     assert (together.anomaly_map >= 0).all()
-    assert torch.equal(together.pred_score, together.anomaly_map.amax((1, 2, 3)))
+    features = model.source(model.checked_images(images))
+    fused = model.fused(model.families(features, *model.predictions(features)))
+    torch.testing.assert_close(together.pred_score, top_mean(fused)[:, 0])
     for image, score, anomaly_map in zip(images, together.pred_score, together.anomaly_map, strict=True):
         single = model(image[None])
-        torch.testing.assert_close(single.pred_score[0], score)
+        torch.testing.assert_close(single.pred_score[0], score, rtol=1e-4, atol=0)
         torch.testing.assert_close(single.anomaly_map[0], anomaly_map, rtol=1e-4, atol=1e-5)
 
 
@@ -63,7 +67,7 @@ def test_map_is_zero_where_source_and_cloners_agree(model: DualModel) -> None:
     features = model.source(model.checked_images(pictures(1)))
     families = model.families(features, features[1:], features[1:])
     torch.testing.assert_close(families, torch.zeros_like(families), atol=1e-5, rtol=0)
-    torch.testing.assert_close(model.fused(torch.zeros_like(families)), torch.zeros_like(families[:, :1]))
+    assert model.fused(families).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("changed", ["local", "global"])
@@ -73,18 +77,48 @@ def test_families_tell_who_is_wrong(model: DualModel, changed: str) -> None:
     true = features[1:]
     wrong = [level + torch.rand_like(level) for level in true]
     families = model.families(features, wrong if changed == "local" else true, wrong if changed == "global" else true)
-    value, direction, disagreement = families.amax((0, 2, 3))
-    assert disagreement > 1e-3
-    assert (value > 1e-3) == (direction > 1e-3) == (changed == "local")
+    for value, direction, disagreement in families.amax((0, 2, 3)).unflatten(0, (-1, len(FAMILIES))):
+        assert disagreement > 1e-3
+        assert (value > 1e-3) == (direction > 1e-3) == (changed == "local")
 
 
-def test_calibration_brings_the_peaks_of_normal_images_to_one_scale(model: DualModel) -> None:
-    features = model.source(model.checked_images(pictures(6)))
-    families = model.families(features, *model.predictions(features))
-    peaks = families.amax((2, 3)) * model.family_scale + model.family_offset
-    torch.testing.assert_close(peaks.std(0), torch.ones(3), rtol=1e-3, atol=0)
-    assert peaks.mean(0).std() < 1e-3 * peaks.mean()
-    assert model.family_offset.max() == 0
+def test_maps_count_by_the_square_of_what_a_defect_raises_them() -> None:
+    """Three maps whose values on normal images differ in scale; defects raise them by two, one and minus one deviation."""
+    model = DualModel("light_vgg", critical_points=["pool2", "pool3"])
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.tensor([1.0, 10.0, 0.1])
+    normal = torch.randn(20, 3, generator=generator)
+    normal = (normal - normal.mean(0)) / normal.std(0) * scale
+    raised = torch.tensor([2.0, 1.0, -1.0]) * scale
+    _weigh_families(model, normal, torch.cat([normal + 0.5 * raised, normal + 1.5 * raised]), alone)
+    torch.testing.assert_close(model.family_weight, torch.tensor([0.8, 0.2, 0.0]) / scale)
+    _weigh_families(model, normal, torch.cat([normal + 100 * raised, normal - 0.2 * raised]), alone)
+    gains = torch.tensor([5 - 0.4, 5 - 0.2, -5 + 0.2])
+    share = gains.clamp_min(0).square()
+    torch.testing.assert_close(model.family_weight, share / share.sum() / scale)
+
+
+def test_maps_that_no_defect_raises_count_alike() -> None:
+    model = DualModel("light_vgg", critical_points=["pool2", "pool3"])
+    normal = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    _weigh_families(model, normal, normal - 1, alone)
+    torch.testing.assert_close(model.family_weight * normal.std(0), torch.full((3,), 1 / 3))
+
+
+def test_score_is_the_mean_of_the_highest_hundredth() -> None:
+    maps = torch.arange(1000.0).reshape(1, 1, 20, 50).repeat(2, 1, 1, 1)
+    torch.testing.assert_close(top_mean(maps), torch.full((2, 1), 994.5))
+    torch.testing.assert_close(top_mean(maps[..., :1, :1]), torch.zeros(2, 1))
+
+
+def test_blur_is_as_wide_as_told_in_pixels_of_the_image() -> None:
+    """The point that blurs to a Gaussian of sigma 8 pixels lies on a grid of four pixels."""
+    model = DualModel("light_vgg", critical_points=["pool2", "pool3"], sigma=8.0)
+    point = torch.zeros(1, 1, 64, 64)
+    point[..., 32, 32] = 1
+    spread = model.blurred(point)[0, 0].sum(0)
+    positions = 4 * (torch.arange(64.0) - 32)
+    assert (spread * positions.square()).sum().sqrt().item() == pytest.approx(8, rel=0.02)
 
 
 def test_channel_error_is_one_on_normal_images() -> None:
@@ -149,7 +183,7 @@ def test_loss_is_in_standardised_units(scale: float) -> None:
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
     losses = dual_losses(model, features)
-    assert losses["local"].item() == pytest.approx(2, rel=1e-3)
+    assert losses["local"].item() == pytest.approx(2, rel=0.03), "one image of three"
     assert losses["global"].item() == pytest.approx(2, rel=1e-3)
 
 

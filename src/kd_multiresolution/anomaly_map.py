@@ -37,9 +37,7 @@ class AnomalyMapGenerator(nn.Module):
 
     def __init__(self, sigma: float = 4.0, *, opening: bool = True, percentile_scale: bool = False) -> None:
         super().__init__()
-        if not 0 <= sigma < float("inf"):
-            msg = f"sigma={sigma!r}: expected a number of pixels, 0 or more."
-            raise ValueError(msg)
+        check_sigma(sigma)
         self.sigma = sigma
         self.opening = opening
         self.percentile_scale = percentile_scale
@@ -79,6 +77,17 @@ class AnomalyMapGenerator(nn.Module):
         if self.opening:
             maps = opened(maps)
         return maps
+
+
+def check_sigma(sigma: float) -> None:
+    """Check a blur's standard deviation.
+
+    Raises:
+        ValueError: if it is negative or not finite.
+    """
+    if not 0 <= sigma < float("inf"):
+        msg = f"sigma={sigma!r}: expected a number of pixels, 0 or more."
+        raise ValueError(msg)
 
 
 def opened(maps: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
-from kd_multiresolution.anomaly_map import AnomalyMapGenerator
+from kd_multiresolution.anomaly_map import AnomalyMapGenerator, check_sigma
 from kd_multiresolution.discrepancy import local_direction
 from kd_multiresolution.dual_cloners import SMALLEST_DEVIATION, GlobalCloner, LocalCloner, Standardization, resized
 from kd_multiresolution.source import Source, levels_of_strides
@@ -23,6 +23,7 @@ from kd_multiresolution.torch_model import checked_images
 
 STRIDES = (4, 8, 16)  # of the levels compared by default; ResNet's layer1 to layer3
 FAMILIES = ("value", "direction", "disagreement")
+TOP_SHARE = 100  # an image's score is the mean of one in so many positions of its map, the highest
 
 
 class ChannelError(nn.Module):
@@ -53,14 +54,14 @@ class DualModel(nn.Module):
     """Source, local and global cloner, and the map of their disagreements.
 
     In training mode it returns the source's activations and both predictions of them, in evaluation mode anomalib's
-    ``InferenceBatch``. Three families of maps, each summed over all critical points but the first:
+    ``InferenceBatch``. Three families of maps at every critical point but the first:
 
     - *value*: squared difference of source and local cloner, each channel by its mean on normal images;
     - *direction*: one minus the cosine of source and local cloner, position by position;
     - *disagreement*: squared difference of the two cloners, each channel by its mean on normal images.
 
-    Each family is brought to the scale of its largest value per normal image; the map is the largest of the three.
-    What "normal" means is set by :mod:`kd_multiresolution.dual_training`; all of it is kept in the state dict.
+    The map is their weighted sum, the score the mean of the highest hundredth of the map. What "normal" means and what
+    each family counts is set by :mod:`kd_multiresolution.dual_training`; all of it is kept in the state dict.
 
     Args:
         source: ``light_vgg`` or any convolutional model of timm.
@@ -76,8 +77,7 @@ class DualModel(nn.Module):
         RuntimeError: if the source's pre-trained weights cannot be had.
     """
 
-    family_scale: Tensor
-    family_offset: Tensor
+    family_weight: Tensor
 
     def __init__(
         self,
@@ -90,6 +90,7 @@ class DualModel(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_sigma(sigma)
         points = levels_of_strides(source, STRIDES) if critical_points is None else critical_points
         self.source = Source(source, pretrained=pretrained, weights=source_weights, critical_points=points, seed=seed)
         levels = [level for level in self.source.levels if level.critical]
@@ -103,9 +104,9 @@ class DualModel(nn.Module):
             self.global_cloner = GlobalCloner(levels)
         self.value = nn.ModuleList(ChannelError(level.channels) for level in levels[1:])
         self.disagreement = nn.ModuleList(ChannelError(level.channels) for level in levels[1:])
-        self.register_buffer("family_scale", torch.ones(len(FAMILIES)))
-        self.register_buffer("family_offset", torch.zeros(len(FAMILIES)))
-        self.anomaly_map_generator = AnomalyMapGenerator(sigma, opening=False)
+        self.register_buffer("family_weight", torch.ones(len(FAMILIES) * len(levels[1:])))
+        # The map is blurred where it is computed, in positions of the first level: a sixteenth of the pixels.
+        self.anomaly_map_generator = AnomalyMapGenerator(sigma / levels[0].stride, opening=False)
         self.to(memory_format=torch.channels_last)
 
     @property
@@ -122,41 +123,36 @@ class DualModel(nn.Module):
         return self.local_cloner(features, self.levels_units), self.global_cloner(features, self.levels_units)
 
     def families(self, features: Sequence[Tensor], local: Sequence[Tensor], overall: Sequence[Tensor]) -> Tensor:
-        """Return the three families of maps, (N, 3, H_2, W_2), >= 0, at the size of the second critical point.
+        """Return the three families of maps, level by level, at the size of the first critical point.
 
         Args:
             features: the source's, (N, C_i, H_i, W_i) per critical point.
             local: what the local cloner predicts of all but the first.
             overall: what the global cloner does.
+
+        Returns:
+            (N, 3 L, H_1, W_1), >= 0, L being the number of critical points but the first.
         """
-        size = features[1].shape[-2:]
+        size = features[0].shape[-2:]
         maps = []
         levels = zip(features[1:], local, overall, self.value, self.disagreement, strict=True)
         for source, near, far, value, disagreement in levels:
             level = (value(source - near), local_direction(source, near), disagreement(near - far))
             maps.append(resized(torch.cat(level, 1), size))
-        return torch.stack(maps).sum(0)
+        return torch.cat(maps, 1)
+
+    def blurred(self, families: Tensor) -> Tensor:
+        """Return each map of (N, K, H, W) blurred on its own."""
+        return self.anomaly_map_generator(families.flatten(0, 1)[:, None]).unflatten(0, families.shape[:2])[:, :, 0]
 
     def fused(self, families: Tensor) -> Tensor:
-        """Return the largest of the families, each in its own scale: (N, 3, H, W) to (N, 1, H, W), >= 0."""
-        scaled = families * self.family_scale[:, None, None] + self.family_offset[:, None, None]
-        return scaled.amax(1, keepdim=True)
-
-    def set_families(self, mean: Tensor, deviation: Tensor) -> None:
-        """Set the scale of each family from mean and deviation of its largest value per normal image, (3,) each.
-
-        Each family is measured in deviations above its mean; one number is added to all of them, so that the fused map
-        is zero where the source and both cloners agree.
-        """
-        scale = 1 / deviation.clamp_min(torch.finfo(deviation.dtype).eps)
-        offset = -mean * scale
-        self.family_scale.copy_(scale)
-        self.family_offset.copy_(offset - offset.amax())
+        """Return the weighted sum of the families, blurred: (N, 3 L, H, W) to (N, 1, H, W), >= 0."""
+        return self.anomaly_map_generator(families * self.family_weight[:, None, None])
 
     def read(self, families: Tensor, image_size: tuple[int, int]) -> InferenceBatch:
         """Return scores and maps as :meth:`forward`, from the families of maps."""
-        maps = self.anomaly_map_generator(resized(self.fused(families), image_size))
-        return InferenceBatch(pred_score=maps.amax((1, 2, 3)), anomaly_map=maps)
+        maps = self.fused(families)
+        return InferenceBatch(pred_score=top_mean(maps)[:, 0], anomaly_map=resized(maps, image_size))
 
     def forward(self, images: Tensor) -> InferenceBatch | tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return the activations in training mode, scores and maps in evaluation mode.
@@ -167,7 +163,7 @@ class DualModel(nn.Module):
         Returns:
             In training mode the source's activations at all critical points but the first, the local and the global
             cloner's; in evaluation mode an ``InferenceBatch``: ``anomaly_map`` (N, 1, H, W), >= 0, and ``pred_score``
-            (N,), its largest value, unbounded.
+            (N,), the mean of its highest hundredth, unbounded.
 
         Raises:
             ValueError: if the images have another shape.
@@ -187,7 +183,7 @@ class DualModel(nn.Module):
         Raises:
             ValueError: if they have another shape than :meth:`forward` takes.
         """
-        return checked_images(images, self.source, self.family_scale.dtype)
+        return checked_images(images, self.source, self.family_weight.dtype)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps beside the weights: where the source's come from."""
@@ -196,3 +192,10 @@ class DualModel(nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore :meth:`get_extra_state`."""
         self.source.weights = state["source_weights"]
+
+
+def top_mean(maps: Tensor) -> Tensor:
+    """Return the mean of the highest hundredth of each map: (N, K, H, W) to (N, K)."""
+    positions = maps.flatten(2)
+    count = max(positions.shape[-1] // TOP_SHARE, 1)
+    return positions.topk(count, dim=-1, sorted=False).values.mean(-1)

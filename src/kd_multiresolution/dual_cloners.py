@@ -126,7 +126,14 @@ class GlobalCloner(nn.Module):
         self.to_code = nn.Conv2d(width, code, GRID)
         self.from_code = nn.Conv2d(code, width * GRID * GRID, 1)
         self.decoder = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(3))
-        self.heads = nn.ModuleList(LevelConv(width, level.channels, 1) for level in levels[1:])
+        finer = len(levels) - 2
+        self.refinements = nn.ModuleList(
+            nn.Conv2d(width if i == finer - 1 else width // 2, width // 2, 3, padding=1) for i in range(finer)
+        )
+        widths = [width // 2] * finer + [width]
+        self.heads = nn.ModuleList(
+            LevelConv(channels, level.channels, 1) for channels, level in zip(widths, levels[1:], strict=True)
+        )
 
     def forward(self, features: Sequence[Tensor], units: Sequence[Standardization]) -> list[Tensor]:
         """Return the prediction of all critical points but the first, in the source's units.
@@ -142,11 +149,13 @@ class GlobalCloner(nn.Module):
         sizes = ((GRID, GRID), (height // 2, width // 2), (height, width))
         for convolution, size in zip(self.decoder, sizes, strict=True):
             x = convolution(resized(x, size)).relu()
-        # A head is linear at each position, so it may as well come before the upsampling, where it is cheaper.
-        return [
-            resized(head.to_level(x, level), tuple(target.shape[-2:]))
-            for head, level, target in zip(_heads(self), units[1:], features[1:], strict=True)
-        ]
+        *finer_heads, last_head = _heads(self)
+        predicted = [last_head.to_level(x, units[-1])]
+        finer = zip(self.refinements, finer_heads, units[1:-1], features[1:-1], strict=True)
+        for refinement, head, level, target in reversed([*finer]):
+            x = refinement(resized(x, tuple(target.shape[-2:]))).relu()
+            predicted.insert(0, head.to_level(x, level))
+        return predicted
 
 
 def _heads(cloner: LocalCloner | GlobalCloner) -> list[LevelConv]:

@@ -1,4 +1,7 @@
-"""Training of the dual variant: images held out, squared error, one cycle of the rate, and what is normal."""
+"""Training of the dual variant: images held out, squared error, one cycle of the rate, and what is normal.
+
+How much each family of maps counts is told from the held-out images as well, with and without painted defects.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,20 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from kd_multiresolution.dual import ChannelError, DualModel
+from kd_multiresolution.dual import ChannelError, DualModel, top_mean
+from kd_multiresolution.painted_defects import painted
 from kd_multiresolution.post_processor import NormalScores
 
 IMAGE_SIZE = (256, 256)
+LEARNING_RATE = 2e-3  # the highest
 HELD_OUT_FRACTION = 8  # one of so many normal images
 MOST_HELD_OUT = 64
 FEWEST_HELD_OUT = 4
 FEWEST_IMAGES = 4
-STEPS = 1000  # of training, where nobody gives a number of epochs
+STEPS = 1400  # of training, where nobody gives a number of epochs
+LOCAL_SHARE = 4  # the local cloner learns from one in so many images: each has many positions, which it sees one by one
+PAINTED = 64  # pictures with a painted defect, or as many as there are held-out images
+LARGEST_GAIN = 5.0  # deviations: a defect that nobody can miss says nothing about others
 CHUNK = 16  # held-out images at a time
 
 Reduce = Callable[[Tensor], Tensor]
@@ -63,7 +71,8 @@ class DualTraining:
         self.seed = seed
         self.held_out: frozenset[str] = frozenset()
         self.image_size = IMAGE_SIZE
-        self._held_out_features: list[Tensor] = []
+        self._normal: list[Tensor] = []
+        self._defective: list[Tensor] = []
 
     @staticmethod
     def epochs(trainer: Trainer) -> int:
@@ -90,7 +99,7 @@ class DualTraining:
     def start(
         self,
         paths: Sequence[str],
-        batches: Iterable[tuple[Sequence[str], list[Tensor], tuple[int, int]]],
+        batches: Iterable[tuple[Sequence[str], Tensor, list[Tensor]]],
         reduce: Reduce,
         *,
         resumed: bool,
@@ -99,7 +108,7 @@ class DualTraining:
 
         Args:
             paths: of all training images.
-            batches: paths, source features and image size of this process's training images.
+            batches: paths, images and source features of this process's training images.
             reduce: sums over all processes.
             resumed: whether this training goes on with another.
 
@@ -111,17 +120,29 @@ class DualTraining:
         kept: dict[str, list[Tensor]] = {}
         # The global random generator decides the order of the images; a look ahead must not change it.
         with torch.random.fork_rng():
-            for batch_paths, features, image_size in batches:
+            for batch_paths, images, features in batches:
                 out, fitted = self._split(batch_paths)
-                kept.update({batch_paths[i]: [level[i] for level in features] for i in out})
+                kept.update(
+                    {batch_paths[i]: [images[i].clone(), *(level[i].clone() for level in features)] for i in out}
+                )
                 moments.add([level[fitted] for level in features])
-                self.image_size, empty = image_size, [level[:0] for level in features]
+                empty = [images[:0], *(level[:0] for level in features)]
         # In the order of their paths, on which the last digits of sums depend.
         rows = [kept[path] for path in sorted(kept)]
-        levels = [torch.stack(level) for level in zip(*rows, strict=True)] if rows else empty
-        self._held_out_features = [level.contiguous(memory_format=torch.channels_last) for level in levels]
+        held_out, *self._normal = [torch.stack(column) for column in zip(*rows, strict=True)] if rows else empty
+        self.image_size = (held_out.shape[-2], held_out.shape[-1])
+        self._defective = self._painted_features(held_out)
         if not resumed:
             moments.standardize(self.model, reduce)
+
+    def _painted_features(self, images: Tensor) -> list[Tensor]:
+        """Return the source's features of the images with painted defects, of each image equally many."""
+        generator = torch.Generator().manual_seed(self.seed)
+        copies = max(PAINTED // max(len(images), 1), 1)
+        chunks = [chunk for _ in range(copies) for chunk in painted(images, generator).split(CHUNK)]
+        with torch.no_grad():
+            features = [self.model.source(chunk.contiguous(memory_format=torch.channels_last)) for chunk in chunks]
+        return [torch.cat(level) for level in zip(*features, strict=True)]
 
     def losses(self, features: Sequence[Tensor], paths: Sequence[str] | None) -> dict[str, Tensor]:
         """Return the loss of either cloner over those images of a batch that are not held out.
@@ -135,13 +156,13 @@ class DualTraining:
         losses = dual_losses(self.model, [level[fitted or [0]] for level in features])
         return {name: loss * bool(fitted) for name, loss in losses.items()}
 
-    def calibrate(self, reduce: Reduce) -> NormalScores:
+    def calibrate(self, reduce: Reduce) -> tuple[NormalScores, NormalScores]:
         """Do as :func:`calibrate` with the held-out images."""
-        return calibrate(self.model, self._held_out_features, self.image_size, reduce)
+        return calibrate(self.model, self._normal, self._defective, self.image_size, reduce)
 
     def end(self) -> None:
         """Free the held-out images' features."""
-        self._held_out_features = []
+        self._normal, self._defective = [], []
 
     def _split(self, paths: Sequence[str]) -> tuple[list[int], list[int]]:
         """Return the indices of the held-out images and of the others."""
@@ -174,14 +195,17 @@ class ChannelMoments:
 def dual_losses(model: DualModel, features: Sequence[Tensor]) -> dict[str, Tensor]:
     """Return the mean squared error of either cloner on standardised features, summed over the predicted levels.
 
+    The local cloner's is that of the first quarter of the images, a random one, rounded up.
+
     Args:
         model: the model; gradients reach its cloners.
         features: the source's, (N, C_i, H_i, W_i) per critical point.
     """
-    local, overall = model.predictions(features)
+    some = [level[: -(-len(level) // LOCAL_SHARE)] for level in features]
+    cloners = {"local": (model.local_cloner, some), "global": (model.global_cloner, features)}
     losses = {}
-    for name, predicted in (("local", local), ("global", overall)):
-        levels = zip(features[1:], predicted, model.levels_units[1:], strict=True)
+    for name, (cloner, targets) in cloners.items():
+        levels = zip(targets[1:], cloner(targets, model.levels_units), model.levels_units[1:], strict=True)
         errors = [((source - ours) / units.deviation[:, None, None]).square().mean() for source, ours, units in levels]
         losses[name] = torch.stack(errors).sum()
     return losses
@@ -189,36 +213,71 @@ def dual_losses(model: DualModel, features: Sequence[Tensor]) -> dict[str, Tenso
 
 @torch.no_grad()
 def calibrate(
-    model: DualModel, features: Sequence[Tensor], image_size: tuple[int, int], reduce: Reduce
-) -> NormalScores:
-    """Set from held-out normal images what the model compares with: error per channel, and scale of each family.
+    model: DualModel,
+    normal: Sequence[Tensor],
+    defective: Sequence[Tensor],
+    image_size: tuple[int, int],
+    reduce: Reduce,
+) -> tuple[NormalScores, NormalScores]:
+    """Set from held-out normal images what the model compares with: error per channel, and weight of each map.
 
     Args:
         model: its cloners as they are.
-        features: of this process's held-out images, (N, C_i, H_i, W_i) per critical point; N may be 0.
+        normal: features of this process's held-out images, (N, C_i, H_i, W_i) per critical point; N may be 0.
+        defective: of the same images with painted defects, all of them once, then all of them again, and so on.
         image_size: height and width of the images in pixels.
         reduce: sums over all processes.
+
+    Returns:
+        How the scores of normal images, and the largest values of their maps, are distributed.
     """
-    chunks = [[level[i : i + CHUNK] for level in features] for i in range(0, len(features[0]), CHUNK)]
-    predictions = [model.predictions(chunk) for chunk in chunks]
-    _weigh_channels(model, chunks, predictions, reduce)
-    families = [model.families(chunk, *predicted) for chunk, predicted in zip(chunks, predictions, strict=True)]
-    peaks = torch.cat([features[0].new_empty(0, len(model.family_scale)), *(maps.amax((2, 3)) for maps in families)])
-    mean, deviation, _ = mean_and_deviation(peaks, reduce)
-    model.set_families(mean, deviation)
-    readings = [cast("Tensor", model.read(maps, image_size).pred_score) for maps in families]
-    scores = torch.cat([features[0].new_empty(0), *readings])
+    chunks = [[level[i : i + CHUNK] for level in normal] for i in range(0, len(normal[0]), CHUNK)]
+    _weigh_channels(model, chunks, reduce)
+    normal_maps, defective_maps = _maps(model, normal), _maps(model, defective)
+    _weigh_families(model, top_mean(model.blurred(normal_maps)), top_mean(model.blurred(defective_maps)), reduce)
+    read = model.read(normal_maps, image_size)
+    peaks = cast("Tensor", read.anomaly_map).flatten(1).amax(1)
+    return _distribution(cast("Tensor", read.pred_score), reduce), _distribution(peaks, reduce)
+
+
+def _maps(model: DualModel, features: Sequence[Tensor]) -> Tensor:
+    """Return all families of maps of some images, (N, K, H, W)."""
+    chunks = zip(*(level.split(CHUNK) for level in features), strict=True)
+    return torch.cat([model.families(chunk, *model.predictions(chunk)) for chunk in chunks])
+
+
+def _distribution(scores: Tensor, reduce: Reduce) -> NormalScores:
     mean, deviation, count = mean_and_deviation(scores[:, None], reduce)
     return NormalScores(float(mean), float(deviation), count)
 
 
-def _weigh_channels(
-    model: DualModel,
-    chunks: Sequence[Sequence[Tensor]],
-    predictions: Sequence[tuple[list[Tensor], list[Tensor]]],
-    reduce: Reduce,
-) -> None:
+def _weigh_families(model: DualModel, normal: Tensor, defective: Tensor, reduce: Reduce) -> None:
+    """Let each map count as much as painted defects raise it.
+
+    A map's *gain* is by how many deviations of its values on normal images a defect raises its value on the same
+    image, between -5 and 5, on average. It counts, per deviation, by the square of its gain: a linear discriminant of
+    independent maps would take the gain itself, but the maps find the same defects, and the better ones should lead.
+
+    Args:
+        model: its weights are set.
+        normal: (N, K), value of each map on each normal image.
+        defective: (M, K), M a multiple of N: on the same images with painted defects.
+        reduce: sums over all processes.
+    """
+    _, deviation, _ = mean_and_deviation(normal, reduce)
+    scale = 1 / deviation.clamp_min(torch.finfo(deviation.dtype).eps)
+    raised = (defective - normal.repeat(len(defective) // max(len(normal), 1), 1)) * scale
+    sums = torch.cat([raised.clamp(-LARGEST_GAIN, LARGEST_GAIN).sum(0), raised.new_tensor([len(raised)])])
+    *gains, count = reduce(sums).unbind()
+    share = (torch.stack(gains) / count).clamp_min(0).square()
+    # Maps that no defect raises cannot be told apart, as with random weights: they count alike.
+    share = torch.where(share.sum() > 0, share / share.sum(), 1 / len(share))
+    model.family_weight.copy_(share * scale)
+
+
+def _weigh_channels(model: DualModel, chunks: Sequence[Sequence[Tensor]], reduce: Reduce) -> None:
     """Set the mean squared difference of each channel."""
+    predictions = [model.predictions(chunk) for chunk in chunks]
     for level, errors in enumerate(zip(model.value, model.disagreement, strict=True)):
         value, disagreement = cast("tuple[ChannelError, ChannelError]", errors)
         sums = value.mean_square.new_zeros(3, len(value.mean_square), dtype=torch.float64)

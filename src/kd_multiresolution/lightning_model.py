@@ -31,6 +31,7 @@ from kd_multiresolution.convergence import ConvergenceStopping
 from kd_multiresolution.discrepancy import discrepancy_terms, weighted_sum
 from kd_multiresolution.dual import DualModel
 from kd_multiresolution.dual_training import IMAGE_SIZE, DualTraining
+from kd_multiresolution.dual_training import LEARNING_RATE as DUAL_LEARNING_RATE
 from kd_multiresolution.image_memory import RememberedImages
 from kd_multiresolution.post_processor import (
     FALSE_ALARM_RATE,
@@ -120,9 +121,9 @@ class KdMultiresolution(AnomalibModule):
         imagenet_normalization: normalise images with ImageNet's mean and deviation. Default: the dual variant does; the
             paper does so for CIFAR-10 only.
         epochs: train for this many epochs. Default: until the training loss has converged; for the dual variant, as
-            many as make 1,000 steps. ``--trainer.max_epochs`` takes precedence (unless it is 1000, Lightning's own
+            many as make 1,400 steps. ``--trainer.max_epochs`` takes precedence (unless it is 1000, Lightning's own
             default), as an upper limit where ``epochs`` is not given.
-        learning_rate: Adam's learning rate; the highest of the dual variant's one cycle.
+        learning_rate: Adam's learning rate, by default 1e-3; for the dual variant the highest of one cycle, 2e-3.
         false_alarm_rate: for the dual variant: the fraction of normal images, above 0 and below 1, that exceed the
             normalised score 0.5, as told from held-out normal images.
         cache: ``float32`` or ``float16``: in training read each image once and compute the source's features of it
@@ -169,7 +170,7 @@ class KdMultiresolution(AnomalibModule):
         image_size: int | tuple[int, int] | None = None,
         imagenet_normalization: bool | None = None,
         epochs: int | None = None,
-        learning_rate: float = LEARNING_RATE,
+        learning_rate: float | None = None,
         false_alarm_rate: float = FALSE_ALARM_RATE,
         cache: Literal["float32", "float16"] | None = "float32",
         cache_memory: float = 2.0,
@@ -207,7 +208,7 @@ class KdMultiresolution(AnomalibModule):
             pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
         )
         self.epochs = epochs
-        self.learning_rate = learning_rate
+        self.learning_rate = learning_rate or (DUAL_LEARNING_RATE if variant == "dual" else LEARNING_RATE)
         self.training_cache = TrainingCache(cache, memory=cache_memory, folder=cache_folder)
         self.seed = seed
         self._first_epoch = 0
@@ -387,10 +388,10 @@ class KdMultiresolution(AnomalibModule):
         """Validate in the epoch in which training stops; before it, set what the dual variant takes for normal."""
         del outputs, batch, batch_idx
         ends = self.trainer.should_stop or self.trainer.global_step == self.trainer.max_steps
-        if self._dual is not None and (self.trainer.is_last_batch or ends):
+        if self._dual is not None and (ends or (self.trainer.is_last_batch and self._epoch_is_read())):
             normal = self._dual.calibrate(self._sum_over_processes)
             if isinstance(self.post_processor, FalseAlarmPostProcessor):
-                self.post_processor.set_normal_scores(normal)
+                self.post_processor.set_normal_scores(*normal)
         if self.trainer.should_stop and self._validates_sparsely():
             self.trainer.check_val_every_n_epoch = 1
 
@@ -462,14 +463,14 @@ class KdMultiresolution(AnomalibModule):
             raise TypeError(msg)
         dual.start(paths, self._training_features(), self._sum_over_processes, resumed=self._first_epoch > 0)
 
-    def _training_features(self) -> Iterator[tuple[Sequence[str], list[Tensor], tuple[int, int]]]:
-        """Yield paths, source features and image size of all training batches."""
+    def _training_features(self) -> Iterator[tuple[Sequence[str], Tensor, list[Tensor]]]:
+        """Yield paths, images and source features of all training batches."""
         for batch in self._training_batches():
             images = self.model.checked_images(batch.image)
             paths = cast("list[str]", batch.image_path)
             with torch.no_grad():
                 features = self.training_cache.source_features(self.model.source, batch, images)
-            yield paths, features, (images.shape[-2], images.shape[-1])
+            yield paths, images, features
 
     def _training_batches(self) -> Iterator[Any]:
         """Yield the batches of the training images, as a training step gets them."""
@@ -494,6 +495,11 @@ class KdMultiresolution(AnomalibModule):
             )
             raise NotImplementedError(msg)
         self.model.check_explicit_backward()
+
+    def _epoch_is_read(self) -> bool:
+        """Whether validation follows this epoch, or training may end with it."""
+        epochs, interval = self.trainer.current_epoch + 1, self.trainer.check_val_every_n_epoch
+        return interval is None or epochs % interval == 0 or epochs == self.trainer.max_epochs
 
     def _validates_sparsely(self) -> bool:
         """Whether the user left validation at Lightning's default, and the last epoch can be told beforehand."""

@@ -63,8 +63,8 @@ class UnclampedPostProcessor(PostProcessor):
 class FalseAlarmPostProcessor(UnclampedPostProcessor):
     """A normalisation in which 0.5 stands for a rate of false alarms, told from held-out normal images alone.
 
-    As an image's score is the largest value of its map, images and pixels have one threshold: of the normal images, the
-    same fraction shows a marked pixel.
+    Images and pixels have a threshold each: the stated fraction of normal images exceeds the one with its score, the
+    other with the largest value of its map.
 
     Args:
         rate: fraction of normal images above the threshold, in (0, 1).
@@ -80,15 +80,19 @@ class FalseAlarmPostProcessor(UnclampedPostProcessor):
         super().__init__(**kwargs)
         self.rate = rate
 
-    def set_normal_scores(self, normal: NormalScores) -> None:
-        """Set threshold and range from the scores of normal images, by Student's prediction bound for one more image.
+    def set_normal_scores(self, scores: NormalScores, peaks: NormalScores) -> None:
+        """Set thresholds and ranges from normal images, by Student's prediction bound for one more image.
 
         For scores with a normal distribution, it is exceeded at the stated rate however few images there are.
+
+        Args:
+            scores: of the images.
+            peaks: the largest values of their maps.
         """
-        threshold = normal.bound(self.rate)
-        # The mean normal image comes to lie at 0.25.
-        least, largest = normal.mean, 2 * threshold - normal.mean
-        for kind in ("image", "pixel"):
+        for kind, normal in (("image", scores), ("pixel", peaks)):
+            threshold = normal.bound(self.rate)
+            # The mean normal image comes to lie at 0.25.
+            least, largest = normal.mean, 2 * threshold - normal.mean
             for name, number in ((f"_{kind}_threshold", threshold), (f"{kind}_min", least), (f"{kind}_max", largest)):
                 getattr(self, name).fill_(number)
 

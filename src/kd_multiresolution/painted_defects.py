@@ -1,0 +1,62 @@
+"""Defects painted on normal images: what a map is worth can be told from them without any real defect.
+
+A patch of another normal image is pasted, as in CutPaste (arXiv 2104.04015), here as a soft ellipse and where there is
+something to see: on a flat background defects would be easy to find, and real ones are seldom there.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from kornia.filters import gaussian_blur2d, sobel
+from torch import Tensor
+
+SMALLEST, LARGEST = 0.02, 0.08  # half axes, as fractions of the image's shorter side
+FAINTEST = 0.5  # opacity
+
+
+def painted(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return each image with an elliptic patch of the next one pasted in.
+
+    Args:
+        images: (N, C, H, W), of any range; a single image lends the patch to itself.
+        generator: on the CPU; place, shape and opacity of the patches are drawn from it.
+
+    Returns:
+        (N, C, H, W).
+    """
+    count, _, height, width = images.shape
+    if not count:
+        return images
+    donors = images.roll(1, 0)
+    row, column = _structured_places(images, generator)
+    donor_row, donor_column = _structured_places(donors, generator)
+
+    def drawn(low: float, high: float) -> Tensor:
+        return torch.empty(count, 1, 1).uniform_(low, high, generator=generator)
+
+    side = min(height, width)
+    half_axes = (drawn(SMALLEST, LARGEST) * side, drawn(SMALLEST, LARGEST) * side)
+    angle, opacity = drawn(0, math.pi), drawn(FAINTEST, 1)
+    down = torch.arange(height)[None, :, None] - row[:, None, None]
+    right = torch.arange(width)[None, None, :] - column[:, None, None]
+    along, across = right * angle.cos() + down * angle.sin(), down * angle.cos() - right * angle.sin()
+    distance = ((along / half_axes[0]).square() + (across / half_axes[1]).square()).sqrt()
+    # The edge is about a pixel wide.
+    mask = opacity * torch.sigmoid((1 - distance) * torch.minimum(*half_axes))
+    rows = (torch.arange(height) + (donor_row - row)[:, None]) % height
+    columns = (torch.arange(width) + (donor_column - column)[:, None]) % width
+    moved = donors[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+    return torch.lerp(images, moved, mask[:, None].to(images))
+
+
+def _structured_places(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw a row and a column per image, likelier where edges are near."""
+    width = images.shape[-1]
+    sigma = 0.04 * min(images.shape[-2:])
+    edges = sobel(images.float().mean(1, keepdim=True))
+    size = 2 * max(round(3 * sigma), 1) + 1
+    chances = gaussian_blur2d(edges, (size, size), (sigma, sigma), border_type="replicate").flatten(1).cpu()
+    place = torch.multinomial(chances.clamp_min(1e-6), 1, generator=generator)[:, 0]
+    return place // width, place % width

@@ -1,0 +1,56 @@
+"""Painted defects, on images whose place and donor can be told from their values."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kd_multiresolution.painted_defects import painted
+
+HEIGHT, WIDTH = 96, 128
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_one_small_patch_of_another_image() -> None:
+    """Image i has the values i: a pasted pixel says where it comes from, and how opaque the patch is."""
+    images = torch.arange(4.0)[:, None, None, None].expand(4, 3, HEIGHT, WIDTH)
+    outcome = painted(images, generator())
+    changed = (outcome - images).abs() > 0.25
+    share = changed[:, 0].float().mean((1, 2))
+    assert (share > 0).all()
+    assert (share < 0.04).all()
+    towards = images.roll(1, 0) - images
+    assert (((outcome - images) / towards).amax((1, 2, 3)) > 0.4).all(), "at least half opaque in the middle"
+    assert ((outcome - images) / towards).max() <= 1
+
+
+def test_same_generator_same_patches_and_inputs_stay() -> None:
+    images = torch.rand(3, 3, HEIGHT, WIDTH, generator=generator())
+    before = images.clone()
+    first, second, other = (painted(images, generator(seed)) for seed in (1, 1, 2))
+    assert torch.equal(images, before)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_patches_lie_where_there_is_something_to_see() -> None:
+    """Only the left quarter of the image has structure."""
+    images = torch.full((64, 1, HEIGHT, WIDTH), 0.5)
+    images[..., : WIDTH // 4] = torch.rand(64, 1, HEIGHT, WIDTH // 4, generator=generator())
+    changed = (painted(images, generator()) - images).abs().amax(1).amax(1) > 1e-3
+    assert changed[:, : WIDTH // 3].any(1).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 32, 32), (1, 3, 32, 32), (2, 1, 16, 80)])
+def test_any_number_of_images(shape: tuple[int, ...]) -> None:
+    images = torch.rand(shape, generator=generator())
+    outcome = painted(images, generator())
+    assert outcome.shape == images.shape
+    assert outcome.isfinite().all()
+
+
+def test_flat_images_do_not_divide_by_zero() -> None:
+    assert torch.equal(painted(torch.ones(2, 3, 32, 32), generator()), torch.ones(2, 3, 32, 32))
