@@ -83,7 +83,7 @@ def test_families_tell_who_is_wrong(model: DualModel, changed: str) -> None:
 
 
 def test_maps_count_by_the_square_of_what_a_defect_raises_them() -> None:
-    """Three maps whose values on normal images differ in scale; defects raise them by two, one and minus one deviation."""
+    """Three maps, of other scales on normal images; defects raise them by two, one and minus one deviation."""
     model = DualModel("light_vgg", critical_points=["pool2", "pool3"])
     generator = torch.Generator().manual_seed(0)
     scale = torch.tensor([1.0, 10.0, 0.1])

@@ -143,11 +143,13 @@ class DualModel(nn.Module):
 
     def blurred(self, families: Tensor) -> Tensor:
         """Return each map of (N, K, H, W) blurred on its own."""
-        return self.anomaly_map_generator(families.flatten(0, 1)[:, None]).unflatten(0, families.shape[:2])[:, :, 0]
+        blurred: Tensor = self.anomaly_map_generator(families.flatten(0, 1)[:, None])
+        return blurred.view_as(families)
 
     def fused(self, families: Tensor) -> Tensor:
         """Return the weighted sum of the families, blurred: (N, 3 L, H, W) to (N, 1, H, W), >= 0."""
-        return self.anomaly_map_generator(families * self.family_weight[:, None, None])
+        fused: Tensor = self.anomaly_map_generator(families * self.family_weight[:, None, None])
+        return fused
 
     def read(self, families: Tensor, image_size: tuple[int, int]) -> InferenceBatch:
         """Return scores and maps as :meth:`forward`, from the families of maps."""

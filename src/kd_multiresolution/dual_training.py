@@ -139,7 +139,7 @@ class DualTraining:
         """Return the source's features of the images with painted defects, of each image equally many."""
         generator = torch.Generator().manual_seed(self.seed)
         copies = max(PAINTED // max(len(images), 1), 1)
-        chunks = [chunk for _ in range(copies) for chunk in painted(images, generator).split(CHUNK)]
+        chunks = [chunk for _ in range(copies) for chunk in torch.split(painted(images, generator), CHUNK)]
         with torch.no_grad():
             features = [self.model.source(chunk.contiguous(memory_format=torch.channels_last)) for chunk in chunks]
         return [torch.cat(level) for level in zip(*features, strict=True)]
@@ -242,7 +242,7 @@ def calibrate(
 
 def _maps(model: DualModel, features: Sequence[Tensor]) -> Tensor:
     """Return all families of maps of some images, (N, K, H, W)."""
-    chunks = zip(*(level.split(CHUNK) for level in features), strict=True)
+    chunks = zip(*(torch.split(level, CHUNK) for level in features), strict=True)
     return torch.cat([model.families(chunk, *model.predictions(chunk)) for chunk in chunks])
 
 
