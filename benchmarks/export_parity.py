@@ -1,9 +1,10 @@
 """Compare exported models with torch: score and map, in ONNX Runtime and OpenVINO, on real, random and flat pictures.
 
-python benchmarks/export_parity.py --checkpoint model.ckpt --category bottle --output parity
+python benchmarks/export_parity.py --checkpoint model.ckpt --sources vgg16 vgg16_bn --category bottle --output parity
 
-Writes ``parity.json`` and ``parity.md``: for every map and runtime, over batches of 1, 2 and 5, the largest difference
-of scores, the smallest correlation of maps, and the smallest share of pixels within 1e-3 of the map's range.
+Writes ``parity.json`` and ``parity.md``: for every model, map and runtime, over batches of 1, 2 and 5, the largest
+difference of scores, the smallest correlation of maps, and the share of pixels within 1e-3 of the map's range, of all
+pictures and of the worst. Models of ``--sources`` have random weights.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ MAPS = (
     ("discrepancy", "-"),
 )
 BATCHES = (1, 2, 5)
-COLUMNS = ("score difference", "map correlation", "pixels within 1e-3")
+COLUMNS = ("score difference", "map correlation", "pixels within 1e-3", "in the worst picture")
+SIZE = 128  # of models with random weights, in pixels
 
 
 def pictures(data: MVTecAD) -> dict[str, Tensor]:
@@ -43,8 +45,8 @@ def pictures(data: MVTecAD) -> dict[str, Tensor]:
     return {"real": real, "random": noise, "flat": flat}
 
 
-def compared(run: Model, model: KdMultiresolution, images: Tensor) -> tuple[float, float, float]:
-    """Return the largest difference of scores, the smallest correlation, the smallest share of equal pixels."""
+def compared(run: Model, model: KdMultiresolution, images: Tensor) -> tuple[float, float, list[float]]:
+    """Return the largest difference of scores, the smallest correlation, and each picture's share of equal pixels."""
     with torch.no_grad():
         expected = model(images)
     ours = run(np.ascontiguousarray(images))
@@ -55,14 +57,24 @@ def compared(run: Model, model: KdMultiresolution, images: Tensor) -> tuple[floa
         # On a flat picture a discrepancy map can be flat too: then the correlation is that of rounding errors.
         correlations.append(np.corrcoef(mine.ravel(), reference.ravel())[0, 1] if span > 1e-6 else 1.0)
         shares.append(float((np.abs(mine - reference) <= max(1e-3 * span, 1e-6)).mean()))
-    return float(difference), float(min(correlations)), min(shares)
+    return float(difference), float(min(correlations)), shares
 
 
-def rows(model: KdMultiresolution, data: MVTecAD, folder: Path) -> list[dict[str, float | str]]:
+def models(checkpoint: Path | None, sources: list[str]) -> dict[str, KdMultiresolution]:
+    """Return the checkpoint's model and untrained ones, by source."""
+    found = {}
+    if checkpoint:
+        trained = KdMultiresolution.load_from_checkpoint(checkpoint).eval()
+        found[f"{trained.hparams['source']}, trained"] = trained
+    for source in sources:
+        found[source] = KdMultiresolution(source, pretrained=False, image_size=SIZE).eval()
+    return found
+
+
+def rows(name: str, model: KdMultiresolution, kinds: dict[str, Tensor], folder: Path) -> list[dict[str, float | str]]:
     """Return one row per map, runtime and kind of picture; exported models go to the folder."""
-    kinds = pictures(data)
     table: list[dict[str, float | str]] = []
-    for method, path in track(MAPS, description="exports"):
+    for method, path in track(MAPS, description=name):
         model.model.anomaly_map = method
         model.model.attribution_path = "both" if path == "-" else path
         onnx = model.to_onnx(folder, f"{method}_{path}")
@@ -72,9 +84,10 @@ def rows(model: KdMultiresolution, data: MVTecAD, folder: Path) -> list[dict[str
             for kind, images in kinds.items():
                 figures = [compared(run, model, images[:batch]) for batch in BATCHES]
                 differences, correlations, shares = zip(*figures, strict=True)
-                worst = (max(differences), min(correlations), min(shares))
-                row: dict[str, float | str] = {"map": f"{method}, {path}", "runtime": runtime, "pictures": kind}
-                table.append({**row, **dict(zip(COLUMNS, worst, strict=True))})
+                every = np.concatenate(shares)
+                found = (max(differences), min(correlations), float(every.mean()), float(every.min()))
+                settings = {"source": name, "map": f"{method}, {path}", "runtime": runtime, "pictures": kind}
+                table.append({**settings, **dict(zip(COLUMNS, found, strict=True))})
     return table
 
 
@@ -82,23 +95,25 @@ def markdown(table: list[dict[str, float | str]]) -> str:
     """Return the rows as a Markdown table."""
     lines = ["| " + " | ".join(table[0]) + " |", "|---" * len(table[0]) + "|"]
     for row in table:
-        names = [str(row[name]) for name in ("map", "runtime", "pictures")]
-        figures = [f"{row[COLUMNS[0]]:.1e}", f"{row[COLUMNS[1]]:.6f}", f"{row[COLUMNS[2]]:.4f}"]
+        names = [str(row[name]) for name in ("source", "map", "runtime", "pictures")]
+        figures = [f"{row[COLUMNS[0]]:.1e}", f"{row[COLUMNS[1]]:.6f}", *(f"{row[name]:.4f}" for name in COLUMNS[2:])]
         lines.append("| " + " | ".join([*names, *figures]) + " |")
     return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint of a trained model")
+    parser.add_argument("--checkpoint", type=Path, help="checkpoint of a trained model")
+    parser.add_argument("--sources", nargs="*", default=[], help="sources of models with random weights")
     parser.add_argument("--root", type=Path, default=Path("datasets/MVTecAD"), help="folder of MVTec AD")
     parser.add_argument("--category", default="bottle", help="category of MVTec AD")
     parser.add_argument("--output", type=Path, required=True, help="files to write, without suffix")
     arguments = parser.parse_args()
-    model = KdMultiresolution.load_from_checkpoint(arguments.checkpoint).eval()
-    data = MVTecAD(arguments.root, arguments.category, eval_batch_size=max(BATCHES), num_workers=0)
-    with tempfile.TemporaryDirectory() as folder:
-        table = rows(model, data, Path(folder))
+    kinds = pictures(MVTecAD(arguments.root, arguments.category, eval_batch_size=max(BATCHES), num_workers=0))
+    table = []
+    for name, model in models(arguments.checkpoint, arguments.sources).items():
+        with tempfile.TemporaryDirectory() as folder:
+            table += rows(name, model, kinds, Path(folder))
     arguments.output.with_suffix(".json").write_text(json.dumps(table, indent=1))
     arguments.output.with_suffix(".md").write_text(markdown(table))
     print(markdown(table))

@@ -4,7 +4,8 @@ python benchmarks/gradient_sensitivity.py --checkpoint model.ckpt --category scr
 
 A gradient is the error at the critical points, carried back to the pixels. The map called "sensitivity" carries back
 random numbers in place of the error, so it shows where the networks answer strongly to whatever happens, and knows
-nothing of defects. Writes ``screw.json`` and ``screw.md``: pixel AUROC x 100 on all pixels and on the object (what
+nothing of defects. The sum of discrepancy and gradient takes each in multiples of its mean on normal training images.
+Writes ``screw.json`` and ``screw.md``: pixel AUROC x 100 on all pixels and on the object (what
 differs from the picture's border), and the mean on background, intact object and defects over the mean of each image.
 """
 
@@ -28,6 +29,7 @@ from kd_multiresolution.anomaly_map import discrepancy_map
 from kd_multiresolution.attribution import input_gradient
 
 DRAWS = 3  # of random numbers per image
+NORMAL_IMAGES = 32  # of the training set, for the scale of the maps
 CONTRAST = 0.08  # of grey values in [0, 1]: what differs more from the border is object
 REGIONS = ("background", "object", "defect")
 
@@ -77,9 +79,16 @@ def maps_of(network: KdMultiresolutionModel, images: Tensor, generator: torch.Ge
         weight, terms = network.known_value_weight, network.terms
         local = discrepancy_map(*features, (height, width), value_weight=weight, terms=terms)
         maps["discrepancy"] = finished(local)
-    for path in ("both", "cloner"):
-        maps[f"discrepancy x gradient, {path}"] = maps["discrepancy"] * maps[f"gradient, {path}"]
     return maps
+
+
+def add_combinations(maps: dict[str, Tensor], normal: dict[str, Tensor]) -> None:
+    """Add product and sum of discrepancy and gradient; the sum's terms are relative to their means on normal images."""
+    for path in ("both", "cloner"):
+        gradient = f"gradient, {path}"
+        maps[f"discrepancy x {gradient}"] = maps["discrepancy"] * maps[gradient]
+        terms = [maps[name] / normal[name].mean() for name in ("discrepancy", gradient)]
+        maps[f"discrepancy + {gradient}"] = terms[0] + terms[1]
 
 
 def rows(model: KdMultiresolution, data: MVTecAD) -> list[dict[str, float | str]]:
@@ -87,9 +96,11 @@ def rows(model: KdMultiresolution, data: MVTecAD) -> list[dict[str, float | str]
     data.setup()
     network = model.eval().model
     generator = torch.Generator().manual_seed(0)
+    assert callable(model.pre_processor)
+    first = [data.train_data[index].image for index in range(NORMAL_IMAGES)]
+    normal = maps_of(network, model.pre_processor(torch.stack(first)).as_subclass(Tensor), generator)
     found: dict[str, list[Tensor]] = {}
     for batch in track(data.test_dataloader(), description="images"):
-        assert callable(model.pre_processor)
         images = model.pre_processor(batch.image).as_subclass(Tensor)
         size = images.shape[-2:]
         masks = F.interpolate(batch.gt_mask.as_subclass(Tensor).float()[:, None], size=size, mode="nearest")[:, 0] > 0
@@ -98,6 +109,7 @@ def rows(model: KdMultiresolution, data: MVTecAD) -> list[dict[str, float | str]
         for name, tensor in every.items():
             found.setdefault(name, []).append(tensor)
     maps = {name: torch.cat(tensors) for name, tensors in found.items()}
+    add_combinations(maps, normal)
     defect, on_object = maps.pop("mask"), maps.pop("object")
     regions = (~on_object & ~defect, on_object & ~defect, defect)
     table: list[dict[str, float | str]] = []

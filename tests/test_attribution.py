@@ -64,6 +64,19 @@ def test_works_in_every_context_and_leaves_nothing_behind(network: nn.Module, co
     assert not any(module._forward_hooks or module._backward_hooks for module in network.modules())
 
 
+def test_chunks_change_nothing(network: nn.Module) -> None:
+    images, sizes = torch.rand(5, 3, 6, 6), []
+
+    def score(part: Tensor) -> Tensor:
+        sizes.append(len(part))
+        return network(part)[:, 0]
+
+    expected = input_gradient(score, images)
+    assert sizes == [5]
+    torch.testing.assert_close(input_gradient(score, images, chunk_size=2), expected)
+    assert sizes == [5, 2, 2, 1]
+
+
 # Guided backpropagation
 
 

@@ -150,6 +150,22 @@ def test_model_gives_autograds_scores_and_maps(source: str, path: str, anomaly_m
     assert_gradients_close(ours.anomaly_map, expected.anomaly_map)
 
 
+def test_a_batch_is_taken_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, images, sizes = model(explicit_backward=True), pictures(), []
+    expected, whole = network(images), network._explicit_gradient
+
+    def counted(part: Tensor) -> tuple[Tensor, Tensor]:
+        sizes.append(len(part))
+        return whole(part)
+
+    monkeypatch.setattr("kd_multiresolution.torch_model.CHUNK_SIZE", 2)
+    monkeypatch.setattr(network, "_explicit_gradient", counted)
+    ours = network(images)
+    assert sizes == [2, 2, 1]
+    torch.testing.assert_close(ours.pred_score, expected.pred_score)
+    assert_gradients_close(ours.anomaly_map, expected.anomaly_map)
+
+
 def test_half_precision_does_not_reach_the_gradient() -> None:
     network, images = model(explicit_backward=True), pictures()
     expected = network(images)

@@ -5,13 +5,14 @@ And an attribution that needs no gradient: the discrepancy itself, position by p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from kornia.filters import filter2d_separable, get_gaussian_kernel1d
+from kornia.filters import get_gaussian_kernel1d
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as tv
 
 from kd_multiresolution.discrepancy import local_discrepancy
 
@@ -71,9 +72,8 @@ class AnomalyMapGenerator(nn.Module):
                 size = tuple(maps.shape[-2:])
                 msg = f"sigma={self.sigma}: the blur needs images of at least {radius} pixels, not {size}."
                 raise ValueError(msg)
-            # torchvision's "symmetric" is scipy's "reflect": the border pixel is repeated.
-            padded = tv.pad(maps, [radius, radius, radius, radius], padding_mode="symmetric")
-            maps = filter2d_separable(padded, self.kernel, self.kernel, padding="valid")
+            height, width = (_blur_matrix(side, self.kernel[0, radius:]) for side in maps.shape[-2:])
+            maps = height @ maps @ width
         if self.opening:
             maps = opened(maps)
         return maps
@@ -90,11 +90,31 @@ def check_sigma(sigma: float) -> None:
         raise ValueError(msg)
 
 
+def _blur_matrix(side: int, weights: Tensor) -> Tensor:
+    """Return what blurs a column of this many pixels, or a row from the right; the image is mirrored at its border.
+
+    Two products of matrices are several times as fast as convolutions of a single channel, up to about 1,000 pixels.
+
+    Args:
+        side: number of pixels, as many as the weights less one, or more.
+        weights: the kernel from its centre on.
+
+    Returns:
+        (side, side), symmetric.
+    """
+    weights = F.pad(weights, (0, 2 * side - len(weights)))
+    rows = torch.arange(side, device=weights.device)[:, None]
+    columns = rows.T
+    # The mirror repeats the border pixel, as scipy's "reflect": pixel -1 is pixel 0.
+    before_the_first = weights[rows + columns + 1]
+    return weights[(rows - columns).abs()] + before_the_first + before_the_first.flip(0, 1)
+
+
 def opened(maps: Tensor) -> Tensor:
     """Open each map with OpenCV's 3x3 "ellipse", a cross; pixels outside the image are ignored.
 
-    A cross is a column and a row, and the extreme over both is the extreme of their extremes. Max pools are several
-    times as fast as kornia's general morphology, and every runtime has them.
+    Maxima of shifted maps are many times as fast as kornia's general morphology and as max pools of a single channel,
+    and every runtime has them.
 
     Args:
         maps: (N, 1, H, W).
@@ -107,9 +127,10 @@ def opened(maps: Tensor) -> Tensor:
 
 
 def _cross_maximum(maps: Tensor) -> Tensor:
-    columns = F.max_pool2d(maps, (3, 1), stride=1, padding=(1, 0))
-    rows = F.max_pool2d(maps, (1, 3), stride=1, padding=(0, 1))
-    return torch.maximum(columns, rows)
+    padded = F.pad(maps, (1, 1, 1, 1), value=-math.inf)
+    above, below = padded[..., :-2, 1:-1], padded[..., 2:, 1:-1]
+    left, right = padded[..., 1:-1, :-2], padded[..., 1:-1, 2:]
+    return reduce(torch.maximum, (above, below, left, right), maps)
 
 
 def discrepancy_map(

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from kd_multiresolution.anomaly_map import scale_to_percentile
 
-CHUNK_SIZE = 32  # noisy images at a time, as many as a batch of anomalib's
+CHUNK_SIZE = 32  # images whose graph is in memory at a time, as many as a batch of anomalib's
 
 
-def input_gradient(score: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each image's score and its gradient at the input, for a whole batch in one backward pass.
+def input_gradient(
+    score: Callable[[Tensor], Tensor], images: Tensor, *, chunk_size: int = CHUNK_SIZE
+) -> tuple[Tensor, Tensor]:
+    """Return each image's score and its gradient at the input, for a whole chunk of the batch in one backward pass.
 
     It works under ``torch.no_grad()`` and ``torch.inference_mode()``. Nothing is left behind: parameters get no
     gradient, there are no hooks, and the results are detached.
@@ -22,6 +24,7 @@ def input_gradient(score: Callable[[Tensor], Tensor], images: Tensor) -> tuple[T
     Args:
         score: maps (N, C, H, W) images to (N,) scores; an image's score must not depend on the other images.
         images: (N, C, H, W), float; not changed.
+        chunk_size: largest number of images that ``score`` gets at once; it bounds the memory.
 
     Returns:
         The scores (N,) and the gradients (N, C, H, W).
@@ -33,11 +36,14 @@ def input_gradient(score: Callable[[Tensor], Tensor], images: Tensor) -> tuple[T
     # Tensors made in inference mode cannot take part in autograd; and gradients of a mean over 100,000 activations are
     # too small for the half precision that autocast would compute them in.
     no_autocast = torch.autocast(images.device.type, enabled=False)
+    scores, gradients = [], []
     with torch.inference_mode(mode=False), torch.enable_grad(), no_autocast:
-        leaf = images.detach().clone().requires_grad_()
-        scores = score(leaf)
-        (gradient,) = torch.autograd.grad(scores.sum(), leaf)
-    return scores.detach(), gradient
+        for part in torch.split(images.detach(), chunk_size):
+            leaf = part.clone().requires_grad_()
+            of_part = score(leaf)
+            gradients += torch.autograd.grad(of_part.sum(), leaf)
+            scores.append(of_part.detach())
+    return torch.cat(scores), torch.cat(gradients)
 
 
 def smooth_grad(

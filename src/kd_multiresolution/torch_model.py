@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.tv_tensors import TVTensor
 
 from kd_multiresolution.anomaly_map import AnomalyMapGenerator, discrepancy_map
-from kd_multiresolution.attribution import guided_relu, input_gradient, smooth_grad
+from kd_multiresolution.attribution import CHUNK_SIZE, guided_relu, input_gradient, smooth_grad
 from kd_multiresolution.backward import RecordedNetwork, discrepancy_gradient
 from kd_multiresolution.cloner import Cloner
 from kd_multiresolution.discrepancy import discrepancy, normalize_terms
@@ -186,7 +186,9 @@ class KdMultiresolutionModel(nn.Module):
         if self.explicit_backward:
             # Gradients are too small for half precision, as in input_gradient.
             with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-                return self._explicit_gradient(images)
+                parts = [self._explicit_gradient(part) for part in torch.split(images, CHUNK_SIZE)]
+                scores, gradients = zip(*parts, strict=True)
+                return torch.cat(scores), torch.cat(gradients)
         return input_gradient(self._score, images)
 
     def _explicit_gradient(self, images: Tensor) -> tuple[Tensor, Tensor]:
