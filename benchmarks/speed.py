@@ -33,6 +33,7 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionModel, discrepancy
+from kd_multiresolution.allocator import hold_freed_memory
 
 WAYS = ("cached", "uncached", "published")
 
@@ -103,6 +104,7 @@ def fit(way: str, case: dict[str, Any], root: str) -> dict[str, Any]:
 def step_seconds(case: dict[str, Any], repetitions: int = 5) -> dict[str, float]:
     """Return the median seconds of the source's forward pass and of the cloner's forward and backward pass."""
     torch.set_num_threads(case["threads"])
+    hold_freed_memory()  # as in a fit
     model = KdMultiresolutionModel(case["source"], pretrained=False, critical_points=case["critical_points"]).train()
     images = model.checked_images(torch.rand(case["batch"], 3, case["size"], case["size"]))
     seconds: dict[str, list[float]] = {"source": [], "cloner": []}
