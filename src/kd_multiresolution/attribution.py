@@ -33,7 +33,7 @@ def input_gradient(score: Callable[[Tensor], Tensor], images: Tensor) -> tuple[T
     # Tensors made in inference mode cannot take part in autograd; and gradients of a mean over 100,000 activations are
     # too small for the half precision that autocast would compute them in.
     no_autocast = torch.autocast(images.device.type, enabled=False)
-    with torch.inference_mode(mode=False), torch.enable_grad(), no_autocast:
+    with torch.inference_mode(False), torch.enable_grad(), no_autocast:
         leaf = images.detach().clone().requires_grad_()
         scores = score(leaf)
         (gradient,) = torch.autograd.grad(scores.sum(), leaf)
