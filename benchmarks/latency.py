@@ -2,28 +2,27 @@
 
 python benchmarks/latency.py --source resnet18 --critical_points layer1 layer2 layer3 --output resnet18
 
-Writes ``resnet18.json`` and ``resnet18.md``. Weights are random: they change no time. Every repetition runs the source
-and all variants in turn, so that a busy machine slows all of them; a figure is the median of the repetitions' ratios.
+Writes ``resnet18.json`` (medians, 95th percentiles, images per second) and ``resnet18.md``. Weights are random: they
+change no time. Every repetition runs the source and all variants in turn, so that a busy machine slows all of them; a
+ratio is the median of the repetitions' ratios.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
-import openvino
 import torch
 from rich.progress import track
-from torch import Tensor, nn
+from torch import nn
 
 from kd_multiresolution import KdMultiresolutionModel
+from kd_multiresolution.dual import DualModel
+from runtimes import RUNTIMES, Outputs, export, measured, prepared, summary
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "score": {"anomaly_map": None},
@@ -31,105 +30,63 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "gradient, cloner": {"attribution_path": "cloner"},
     "gradient, both": {"attribution_path": "both"},
 }
-RUNTIMES = ("torch", "onnxruntime", "openvino")
-Run = Callable[[Tensor], object]
 
 
-class Outputs(nn.Module):
-    """A model that returns the tensors among its predictions."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Return a list of tensors."""
-        return [output for output in self.model(images) if output is not None]
-
-
-def export(module: nn.Module, images: Tensor, file: Path) -> None:
-    """Write an ONNX file with a batch of any size."""
-    batch = torch.export.Dim("batch", min=1, max=64)
-    torch.onnx.export(
-        module, (images,), file, dynamo=True, opset_version=18, dynamic_shapes=({0: batch},), verbose=False
-    )
-
-
-def prepared(runtime: str, module: nn.Module, file: Path, threads: int) -> Run:
-    """Return a function that runs the module, or the file exported from it, with a number of threads."""
-    if runtime == "torch":
-        return torch.inference_mode()(module)
-    if runtime == "onnxruntime":
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        return lambda batch: session.run(None, {name: batch.numpy()})
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-    compiled = openvino.Core().compile_model(str(file), "CPU", settings)
-    return lambda batch: compiled(batch.numpy())
-
-
-def measured(runs: Mapping[str, Run], images: Tensor, repetitions: int) -> dict[str, list[float]]:
-    """Return the seconds of every run in every repetition; a first one is thrown away."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repetitions + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run(images)
-            seconds[name].append(time.perf_counter() - start)
-    return {name: times[1:] for name, times in seconds.items()}
+def modules(source: str, critical_points: list[str] | None, variants: list[str]) -> dict[str, nn.Module]:
+    """Return the source and the variants by name, all of the same critical points."""
+    models: dict[str, Any] = {}
+    for name in variants:
+        settings: dict[str, Any] = {"pretrained": False, "critical_points": critical_points}
+        if name == "dual":
+            models[name] = DualModel(source, **settings)
+        else:
+            models[name] = KdMultiresolutionModel(source, **settings, **VARIANTS[name])
+        critical_points = models[name].source.critical_points
+    models = {"source": models[variants[0]].source, **models}
+    return {name: Outputs(model).eval() for name, model in models.items()}
 
 
 def rows(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """Return one row per size, runtime and batch size; exported models go to the folder."""
     table = []
-    settings = {"pretrained": False, "critical_points": arguments.critical_points}
-    models = {
-        name: KdMultiresolutionModel(arguments.source, **settings, **changes) for name, changes in VARIANTS.items()
-    }
-    modules = {name: Outputs(model).eval() for name, model in models.items()}
-    modules = {"source": Outputs(models["score"].source).eval(), **modules}
+    candidates = modules(arguments.source, arguments.critical_points, arguments.variants)
     combinations = [(size, runtime) for size in arguments.sizes for runtime in arguments.runtimes]
     files: dict[tuple[int, str], Path] = {}
     for size, runtime in track(combinations, description="latency"):
-        for name, module in modules.items():
+        for name, module in candidates.items():
             if runtime != "torch" and (size, name) not in files:
                 files[size, name] = folder / f"{size}_{len(files)}.onnx"
-                # More than one image: a batch of one would be taken for a constant.
                 export(module, torch.rand(2, 3, size, size), files[size, name])
         runs = {
             name: prepared(runtime, module, files.get((size, name), folder), arguments.threads)
-            for name, module in modules.items()
+            for name, module in candidates.items()
         }
         for batch in arguments.batches:
             seconds = measured(runs, torch.rand(batch, 3, size, size), arguments.repetitions)
-            ratios = {
-                name: statistics.median(a / b for a, b in zip(seconds[name], seconds["source"], strict=True))
-                for name in VARIANTS
-            }
-            milliseconds = 1000 * statistics.median(seconds["source"])
-            row = {"runtime": runtime, "size": size, "batch": batch, "source_ms": milliseconds, "ratios": ratios}
-            table.append(row)
+            figures = {name: summary(times, seconds["source"], batch) for name, times in seconds.items()}
+            table.append({"runtime": runtime, "size": size, "batch": batch, "figures": figures})
     return table
 
 
-def markdown(table: list[dict[str, Any]]) -> str:
+def markdown(table: list[dict[str, Any]], variants: list[str]) -> str:
     """Return the rows as a Markdown table."""
     lines = [
-        "| runtime | size | batch | source, ms | " + " | ".join(VARIANTS) + " |",
-        "|---" * (4 + len(VARIANTS)) + "|",
+        "| runtime | size | batch | source, ms | " + " | ".join(variants) + " |",
+        "|---" * (4 + len(variants)) + "|",
     ]
     for row in table:
-        ratios = " | ".join(f"{row['ratios'][name]:.2f}" for name in VARIANTS)
-        lines.append(f"| {row['runtime']} | {row['size']} | {row['batch']} | {row['source_ms']:.1f} | {ratios} |")
+        figures = row["figures"]
+        ratios = " | ".join(f"{figures[name]['ratio']:.2f}" for name in variants)
+        milliseconds = figures["source"]["median_ms"]
+        lines.append(f"| {row['runtime']} | {row['size']} | {row['batch']} | {milliseconds:.1f} | {ratios} |")
     return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", default="vgg16", help="model of timm, or light_vgg")
-    parser.add_argument("--critical_points", nargs="+", help="default: the last four levels")
+    parser.add_argument("--critical_points", nargs="+", help="default: the first variant's own")
+    parser.add_argument("--variants", nargs="+", choices=[*VARIANTS, "dual"], default=[*VARIANTS])
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES)
     parser.add_argument("--sizes", nargs="+", type=int, default=[128, 256], help="pixels")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="images")
@@ -140,7 +97,8 @@ if __name__ == "__main__":
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         table = rows(arguments, Path(folder))
-    settings = {name: getattr(arguments, name) for name in ("source", "critical_points", "threads", "repetitions")}
+    names = ("source", "critical_points", "threads", "repetitions")
+    settings = {name: getattr(arguments, name) for name in names}
     arguments.output.with_suffix(".json").write_text(json.dumps({**settings, "rows": table}, indent=1))
-    arguments.output.with_suffix(".md").write_text(markdown(table))
-    print(markdown(table))
+    arguments.output.with_suffix(".md").write_text(markdown(table, arguments.variants))
+    print(markdown(table, arguments.variants))

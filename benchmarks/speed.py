@@ -33,6 +33,7 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionModel, discrepancy
+from kd_multiresolution.allocator import hold_freed_memory
 
 WAYS = ("cached", "uncached", "published")
 
@@ -72,7 +73,7 @@ def write_pictures(root: Path, count: int, size: int) -> None:
     (root / "good").mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
     for i in range(count):
-        save_image(torch.rand(3, size, size, generator=generator), root / "good" / f"{i}.png")
+        save_image(torch.rand(3, size, size, generator=generator), root / "good" / f"{i}.jpg")
 
 
 def fit(way: str, case: dict[str, Any], root: str) -> dict[str, Any]:
@@ -103,6 +104,7 @@ def fit(way: str, case: dict[str, Any], root: str) -> dict[str, Any]:
 def step_seconds(case: dict[str, Any], repetitions: int = 5) -> dict[str, float]:
     """Return the median seconds of the source's forward pass and of the cloner's forward and backward pass."""
     torch.set_num_threads(case["threads"])
+    hold_freed_memory()  # as in a fit
     model = KdMultiresolutionModel(case["source"], pretrained=False, critical_points=case["critical_points"]).train()
     images = model.checked_images(torch.rand(case["batch"], 3, case["size"], case["size"]))
     seconds: dict[str, list[float]] = {"source": [], "cloner": []}
@@ -118,14 +120,14 @@ def step_seconds(case: dict[str, Any], repetitions: int = 5) -> dict[str, float]
     return {name: statistics.median(times[1:]) for name, times in seconds.items()}
 
 
-def measure(case: dict[str, Any], turns: int) -> dict[str, Any]:
+def measure(case: dict[str, Any], ways: list[str], turns: int) -> dict[str, Any]:
     """Return the case with its figures, in milliseconds per training image and MiB."""
-    fits: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    fits: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder, "pictures")
         write_pictures(root, case["images"] + 1, case["size"])
-        for _, way in itertools.product(range(turns), WAYS):
+        for _, way in itertools.product(range(turns), ways):
             with context.Pool(1) as pool:
                 fits[way].append(pool.apply(fit, (way, case, str(root))))
     with context.Pool(1) as pool:
@@ -137,7 +139,9 @@ def measure(case: dict[str, Any], turns: int) -> dict[str, Any]:
             way: per_image * statistics.median([s for run in runs for s in run["seconds"][1:]])
             for way, runs in fits.items()
         },
-        "first_epoch_ms": per_image * statistics.median([run["seconds"][0] for run in fits["cached"]]),
+        "first_epoch_ms": {
+            way: per_image * statistics.median([run["seconds"][0] for run in runs]) for way, runs in fits.items()
+        },
         "peak_mib": {way: max(run["peak_mib"] for run in runs) for way, runs in fits.items()},
         "floor_ms": {name: 1000 * seconds / case["batch"] for name, seconds in steps.items()},
     }
@@ -146,25 +150,24 @@ def measure(case: dict[str, Any], turns: int) -> dict[str, Any]:
 def markdown(rows: list[dict[str, Any]], previous: list[dict[str, Any]]) -> str:
     """Return the rows as a Markdown table."""
     names = ["size", "images", "batch"]
-    lines = [
-        "| size | images | batch | cached, ms per image | uncached | published | cached / floor | peak, MiB | before |",
-        "|---" * 9 + "|",
-    ]
+    ways = [*rows[0]["epoch_ms"]]
+    head = [*names, *(f"{way}, ms per image" for way in ways), f"{ways[0]} / floor", f"{ways[0]}, peak MiB", "before"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
         times = row["epoch_ms"]
         before = [old for old in previous if all(old[name] == row[name] for name in ("source", *names))]
-        against = f"x {times['cached'] / before[0]['epoch_ms']['cached']:.2f}" if before else "-"
-        ratios = " | ".join(f"{times[way]:.1f} (x {times[way] / times['cached']:.1f})" for way in WAYS[1:])
-        floor = f"{times['cached'] / row['floor_ms']['cloner']:.2f}"
-        cells = [*(str(row[name]) for name in names), f"{times['cached']:.1f}", ratios, floor]
-        lines.append("| " + " | ".join([*cells, f"{row['peak_mib']['cached']:.0f}", against]) + " |")
+        against = f"x {times[ways[0]] / before[0]['epoch_ms'][ways[0]]:.2f}" if before else "-"
+        cells = [*(str(row[name]) for name in names), f"{times[ways[0]]:.1f}"]
+        cells += [f"{times[way]:.1f} (x {times[way] / times[ways[0]]:.1f})" for way in ways[1:]]
+        cells += [f"{times[ways[0]] / row['floor_ms']['cloner']:.2f}", f"{row['peak_mib'][ways[0]]:.0f}", against]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def plot(rows: list[dict[str, Any]], file: Path) -> None:
     """Draw a bar for each way and case."""
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
-    for offset, way in enumerate(WAYS):
+    for offset, way in enumerate(rows[0]["epoch_ms"]):
         positions = [index + 0.27 * (offset - 1) for index in range(len(rows))]
         axes.bar(positions, [row["epoch_ms"][way] for row in rows], width=0.25, label=way)
     axes.set_xticks(
@@ -183,7 +186,8 @@ if __name__ == "__main__":
     parser.add_argument("--sizes", nargs="+", type=int, default=[128], help="pixels")
     parser.add_argument("--images", nargs="+", type=int, default=[64], help="training images")
     parser.add_argument("--batches", nargs="+", type=int, default=[16], help="images per step")
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="the first one is the reference")
+    parser.add_argument("--epochs", type=int, default=3, help="2 or more: the first one fills the cache")
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--accelerator", default="cpu")
@@ -196,7 +200,7 @@ if __name__ == "__main__":
         {**common, "size": size, "images": images, "batch": batch}
         for size, images, batch in itertools.product(*(arguments[name] for name in ("sizes", "images", "batches")))
     ]
-    rows = [measure(case, arguments["turns"]) for case in track(cases, description="speed")]
+    rows = [measure(case, arguments["ways"], arguments["turns"]) for case in track(cases, description="speed")]
     output: Path = arguments["output"]
     output.with_suffix(".json").write_text(json.dumps(rows, indent=1))
     output.with_suffix(".md").write_text(markdown(rows, previous))

@@ -117,6 +117,15 @@ def test_discrepancy_map_follows_the_definition(images: Tensor) -> None:
     torch.testing.assert_close(network(images).anomaly_map, network.anomaly_map_generator(maps))
 
 
+@pytest.mark.parametrize("arguments", [{"anomaly_map": "discrepancy"}, {"attribution_path": "cloner"}])
+def test_torch_compile_changes_nothing(images: Tensor, arguments: dict[str, object]) -> None:
+    network = model(**arguments)
+    compiled = torch.compile(network, backend="eager")  # traces as every backend does, and generates no code
+    with torch.inference_mode():
+        for output, expected in zip(compiled(images), network(images), strict=True):
+            torch.testing.assert_close(output, expected)
+
+
 def test_grey_images_are_repeated(default: KdMultiresolutionModel) -> None:
     grey = torch.rand(2, 1, 32, 32)
     assert torch.equal(default(grey).pred_score, default(grey.repeat(1, 3, 1, 1)).pred_score)

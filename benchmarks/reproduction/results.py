@@ -36,12 +36,16 @@ class Results:
 
     def write(self, settings: Settings, result: dict[str, Any]) -> Path:
         """Write a result; a file of that name is never there in part."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / settings.file_name
-        unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
-        unfinished.write_text(json.dumps(result, indent=2) + "\n")
-        unfinished.replace(path)
-        return path
+        return write_whole(self.folder / settings.file_name, result)
+
+
+def write_whole(path: Path, result: dict[str, Any]) -> Path:
+    """Write a JSON file, and its folder; the file is never there in part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
+    unfinished.write_text(json.dumps(result, indent=2) + "\n")
+    unfinished.replace(path)
+    return path
 
 
 def covers(stored: Settings, wanted: Settings) -> bool:

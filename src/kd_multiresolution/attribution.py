@@ -37,7 +37,7 @@ def input_gradient(
     # too small for the half precision that autocast would compute them in.
     no_autocast = torch.autocast(images.device.type, enabled=False)
     scores, gradients = [], []
-    with torch.inference_mode(mode=False), torch.enable_grad(), no_autocast:
+    with torch.inference_mode(False), torch.enable_grad(), no_autocast:
         for part in torch.split(images.detach(), chunk_size):
             leaf = part.clone().requires_grad_()
             of_part = score(leaf)

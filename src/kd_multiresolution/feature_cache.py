@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,10 +19,11 @@ from anomalib.data.transforms import ExportableCenterCrop, SquarePad
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from kd_multiresolution.feature_stores import GIB, FileStore, MemoryStore, Store
+
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-GIB = 2**30
 
 # Transforms that give the same image every time. What is not listed may be random.
 CONSTANT_TRANSFORMS = (
@@ -87,7 +86,7 @@ class FeatureCache:
         self.folder = Path(folder or tempfile.gettempdir())
         self.dtype = DTYPES[dtype]
         self._rows: dict[str, int] = {}
-        self._stores: list[_Store] = []
+        self._stores: list[Store] = []
         self._checked = False
 
     def __len__(self) -> int:
@@ -136,26 +135,28 @@ class FeatureCache:
                 continue
             store, row = self._place(len(self._rows))
             self._rows[path] = len(self._rows)
-            for level, feature in zip(store.levels, features, strict=True):
-                level[row] = feature[index].permute(1, 2, 0)
+            self._stores[store].write(row, [feature[index].permute(1, 2, 0) for feature in features])
 
     def _gather(self, rows: Sequence[int]) -> list[Tensor]:
         places = [self._place(row) for row in rows]
-        first = places[0][0].levels
-        if all(store.levels is first for store, _ in places):
-            index = torch.tensor([row for _, row in places], device=first[0].device)
-            stacked = [level.index_select(0, index).to(self._like) for level in first]
+        parts, order = [], []
+        for number, store in enumerate(self._stores):
+            wanted = [index for index, (place, _) in enumerate(places) if place == number]
+            if wanted:
+                parts.append([level.to(self._like) for level in store.read([places[index][1] for index in wanted])])
+                order += wanted
+        if len(parts) == 1:
+            stacked = parts[0]
         else:
-            stacked = [
-                torch.stack([store.levels[number][row].to(self._like) for store, row in places])
-                for number in range(len(first))
-            ]
+            positions = torch.tensor(order, device=self._like.device).argsort()
+            stacked = [torch.cat(levels).index_select(0, positions) for levels in zip(*parts, strict=True)]
         return [level.permute(0, 3, 1, 2) for level in stacked]
 
-    def _place(self, row: int) -> tuple[_Store, int]:
-        for store in self._stores:
+    def _place(self, row: int) -> tuple[int, int]:
+        """Return the number of the store, and the row in it."""
+        for number, store in enumerate(self._stores):
             if row < store.capacity:
-                return store, row
+                return number, row
             row -= store.capacity
         raise IndexError(row)
 
@@ -171,17 +172,17 @@ class FeatureCache:
                 raise RuntimeError(msg)
         self._checked = True
 
-    def _reserve(self, features: Sequence[Tensor]) -> list[_Store]:
+    def _reserve(self, features: Sequence[Tensor]) -> list[Store]:
         """Return the stores in memory and on disk, with room for all images if possible."""
         shapes = [(*feature.shape[-2:], feature.shape[1]) for feature in features]
         size = sum(math.prod(shape) for shape in shapes) * self.dtype.itemsize
         in_memory = min(self.num_images, int(self.memory * GIB / size))
-        stores = [_Store([torch.empty(in_memory, *s, dtype=self.dtype, device=features[0].device) for s in shapes])]
+        stores: list[Store] = [MemoryStore(in_memory, shapes, self.dtype, features[0].device)]
         beyond = self.num_images - in_memory
         if beyond:
             needed = f"{self.num_images} images: {self.num_images * size / GIB:.1f} GiB of source features"
             try:
-                stores.append(_Store(_map_unnamed_file(self.folder, beyond, shapes, self.dtype)))
+                stores.append(FileStore(self.folder, beyond, shapes, self.dtype))
                 logger.info("%s, %.1f of them in memory, the rest in %s.", needed, self.memory, self.folder)
             except OSError as error:
                 logger.warning(
@@ -194,40 +195,6 @@ class FeatureCache:
                     error,
                 )
         return stores
-
-
-class _Store:
-    """Rows of features, one (capacity, H_i, W_i, C_i) tensor per critical point."""
-
-    def __init__(self, levels: Sequence[Tensor]) -> None:
-        self.levels = levels
-        self.capacity = levels[0].shape[0]
-
-
-def _map_unnamed_file(folder: Path, rows: int, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
-    """Return tensors in a file that disappears with them.
-
-    Raises:
-        OSError: if the folder cannot be written to, or has no room.
-    """
-    counts = [rows * math.prod(shape) for shape in shapes]
-    size = sum(counts) * dtype.itemsize
-    free = shutil.disk_usage(folder).free
-    if free < size:
-        msg = f"{size / GIB:.1f} GiB needed, {free / GIB:.1f} free"
-        raise OSError(msg)
-    handle, name = tempfile.mkstemp(prefix="kd_multiresolution_", dir=folder)
-    try:
-        if hasattr(os, "posix_fallocate"):
-            # Writing to a mapped page that the disk has no room for would kill the process.
-            os.posix_fallocate(handle, 0, size)
-        else:
-            os.truncate(handle, size)
-        mapped = torch.from_file(name, shared=True, size=sum(counts), dtype=dtype)
-    finally:
-        os.close(handle)
-        Path(name).unlink()
-    return [part.view(rows, *shape) for part, shape in zip(torch.split(mapped, counts), shapes, strict=True)]
 
 
 def check_cache_arguments(dtype: str | None, memory: float, folder: str | Path | None) -> None:

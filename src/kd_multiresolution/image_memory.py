@@ -11,7 +11,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
 
-from kd_multiresolution.feature_cache import GIB
+from kd_multiresolution.feature_stores import GIB
 
 
 class RememberedImages(Dataset[ImageItem]):

@@ -12,7 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from kd_multiresolution.allocator import hold_freed_memory, release_freed_memory
-from kd_multiresolution.feature_cache import GIB, FeatureCache, changing_part, check_cache_arguments
+from kd_multiresolution.feature_cache import FeatureCache, changing_part, check_cache_arguments
+from kd_multiresolution.feature_stores import GIB
 from kd_multiresolution.image_memory import RememberedImages, remembering_loader
 
 logger = logging.getLogger(__name__)

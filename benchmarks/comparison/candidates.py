@@ -1,0 +1,87 @@
+"""The models that are compared, each as its authors or anomalib set it up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from anomalib.models import EfficientAd, Padim, Patchcore, Stfpm
+from anomalib.models.components import AnomalibModule
+from anomalib.pre_processing import PreProcessor
+
+from comparison.trial import Trial
+from kd_multiresolution import KdMultiresolution
+
+# Figures come from raw scores, and nobody's time holds drawing of pictures.
+WITHOUT_COMPONENTS: dict[str, Any] = {"post_processor": False, "evaluator": False, "visualizer": False}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model.
+
+    Attributes:
+        label: its name in tables.
+        build: makes it for a trial.
+        batch_size: images per training step, where nothing else is asked for.
+        epochs: the same; ``None``: its own rule.
+        layers: the backbone's feature levels, where not all that were asked for.
+        validates: whether its training ends with a look at held-out normal images.
+    """
+
+    label: str
+    build: Callable[[Trial], AnomalibModule]
+    batch_size: int = 32
+    epochs: int | None = None
+    layers: tuple[str, ...] | None = None
+    validates: bool = False
+
+
+def same_images(trial: Trial) -> PreProcessor:
+    """Return the pre-processor of all models on the shared backbone."""
+    size = (trial.image_size, trial.image_size)
+    return KdMultiresolution.configure_pre_processor(size, imagenet_normalization=True)
+
+
+def _ours(variant: Literal["paper", "dual"], **arguments: Any) -> Callable[[Trial], AnomalibModule]:
+    def build(trial: Trial) -> AnomalibModule:
+        return KdMultiresolution(
+            source=trial.backbone, variant=variant, critical_points=list(trial.layers),
+            image_size=trial.image_size, imagenet_normalization=True, epochs=trial.epochs, seed=trial.seed,
+            **arguments, **WITHOUT_COMPONENTS,
+        )  # fmt: skip
+
+    return build
+
+
+def _stfpm(trial: Trial) -> AnomalibModule:
+    return Stfpm(trial.backbone, trial.layers, pre_processor=same_images(trial), **WITHOUT_COMPONENTS)
+
+
+def _padim(trial: Trial) -> AnomalibModule:
+    return Padim(trial.backbone, list(trial.layers), pre_processor=same_images(trial), **WITHOUT_COMPONENTS)
+
+
+def _patchcore(trial: Trial) -> AnomalibModule:
+    return Patchcore(
+        trial.backbone, trial.layers, coreset_sampling_ratio=trial.coreset_ratio,
+        pre_processor=same_images(trial), **WITHOUT_COMPONENTS,
+    )  # fmt: skip
+
+
+def _efficient_ad(trial: Trial) -> AnomalibModule:
+    pre_processor = EfficientAd.configure_pre_processor((trial.image_size, trial.image_size))
+    return EfficientAd(str(trial.imagenette), pre_processor=pre_processor, **WITHOUT_COMPONENTS)
+
+
+CANDIDATES = {
+    "paper": Candidate("ours, paper (discrepancy map)", _ours("paper", anomaly_map="discrepancy"), batch_size=16),
+    "dual": Candidate("ours, dual", _ours("dual"), batch_size=16),
+    "stfpm": Candidate("STFPM", _stfpm, epochs=100),  # its authors' number
+    "padim": Candidate("PaDiM", _padim, epochs=1),
+    # Its authors' levels and anomalib's. The first one has four times as many positions as the second, for each of
+    # which the memory bank is searched.
+    "patchcore": Candidate("PatchCore", _patchcore, epochs=1, layers=("layer2", "layer3")),
+    "efficient_ad": Candidate("EfficientAD-S", _efficient_ad, batch_size=1, epochs=300, validates=True),
+}

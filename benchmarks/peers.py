@@ -1,0 +1,180 @@
+"""Compare both variants with anomalib's STFPM, PaDiM and PatchCore: same images, backbone, size, machine, in one run.
+
+python benchmarks/peers.py --data datasets/MVTecAD --categories bottle pill screw --seeds 0 1 2 --output results/peers
+
+Every fit has a process of its own, one at a time; metrics come from raw scores. One JSON file per fit is kept in the
+output's folder, and what is there is not done again. Trained models of the first category and seed are then timed in
+turn. Writes ``peers.md``, ``peers.json``, ``accuracy_and_speed.png``, and with ``--curve`` a plot per category.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.progress import track
+
+from comparison import experiment, hub_cache, inference
+from comparison.candidates import CANDIDATES
+from comparison.rendering import curves, inference_table, scatter, trials_table
+from comparison.trial import Trial
+from reproduction.results import write_whole
+
+logger = logging.getLogger("peers")
+
+
+def in_own_process(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """Return what a function returns in a new process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def planned(options: argparse.Namespace) -> list[Trial]:
+    """Return all trials of the command."""
+    epochs, digest = dict(options.epochs), hub_cache.sha256(options.weights) if options.weights else None
+    return [
+        Trial(
+            model=name, category=category, seed=seed, image_size=options.image_size, train_limit=limit,
+            epochs=epochs.get(name, CANDIDATES[name].epochs), batch_size=CANDIDATES[name].batch_size,
+            backbone=options.backbone,
+            layers=tuple(options.patchcore_layers if name == "patchcore" else options.layers),
+            coreset_ratio=options.coreset_ratio, weights_sha256=digest, threads=options.threads,
+            curve=options.curve, imagenette=str(options.imagenette) if name == "efficient_ad" else None,
+        )
+        for category in options.categories
+        for limit in options.train_limit
+        for seed in options.seeds
+        for name in options.models
+        if name != "efficient_ad" or options.imagenette
+    ]  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is not done yet, write tables and plots, and return how many trials failed."""
+    options = parser().parse_args(arguments)
+    trials = planned(options)
+    output: Path = options.output
+    results: dict[Trial, Any] = {}
+    failures: dict[Trial, str] = {}
+    timed = {trial.model: trial for trial in reversed(trials)}
+    with TemporaryDirectory() as cache:
+        if options.weights:
+            hub_cache.fill(Path(cache), options.backbone, options.layers, options.weights)
+            hub_cache.use(Path(cache))
+        for trial in track(trials, description="peers"):
+            file, checkpoint = (output / kind / f"{trial.stem}.{end}" for kind, end in FILES)
+            try:
+                if not file.exists():
+                    write_whole(file, in_own_process(experiment.run, trial, options.data, checkpoint))
+                    if trial not in timed.values():
+                        checkpoint.unlink()
+                results[trial] = json.loads(file.read_text())
+            except Exception as error:
+                logger.exception("%s failed; the next one follows.", trial.name)
+                failures[trial] = f"{type(error).__name__}: {error}".splitlines()[0]
+        timed = {name: trial for name, trial in timed.items() if trial in results}
+        speed = inference_of(timed, options) if options.repetitions and timed else None
+    write(options, trials, results, failures, speed)
+    return len(failures)
+
+
+FILES = (("trials", "json"), ("checkpoints", "ckpt"))
+
+
+def inference_of(timed: Mapping[str, Trial], options: argparse.Namespace) -> dict[str, Any]:
+    """Time the trained models."""
+    checkpoints = {name: options.output / "checkpoints" / f"{trial.stem}.ckpt" for name, trial in timed.items()}
+    runtimes = ("torch", "openvino") if options.openvino else ("torch",)
+    order = {name: timed[name] for name in options.models if name in timed}
+    return in_own_process(inference.measure, order, checkpoints, runtimes, options.batches, options.repetitions)
+
+
+def write(
+    options: argparse.Namespace,
+    trials: Sequence[Trial],
+    results: Mapping[Trial, Any],
+    failures: Mapping[Trial, str],
+    speed: Mapping[str, Any] | None,
+) -> None:
+    """Write tables and plots."""
+    weights = f"`{options.weights.name}`" if options.weights else "timm's own weights"
+    text = (
+        f"{options.backbone} with {weights}, levels {', '.join(options.layers)} (PatchCore: "
+        f"{', '.join(options.patchcore_layers)}, {100 * options.coreset_ratio:g} % of the positions), "
+        f"{options.image_size} x {options.image_size} pixels, {options.threads} threads. AUROC and AUPRO x 100 on raw "
+        "scores, mean ± standard deviation over seeds; costs are medians.\n\n" + trials_table(trials, results, failures)
+    )
+    if "efficient_ad" in options.models and not options.imagenette:
+        text += "\nEfficientAD is left out: it needs ImageNette (`--imagenette`) and a teacher of its own.\n"
+    stored: dict[str, Any] = {"trials": list(results.values())}
+    if speed is not None:
+        text += f"\nInference, ratio to the backbone's forward pass alone:\n\n{inference_table(speed)}"
+        plotted = [trial for trial in trials if trial.train_limit == options.train_limit[-1]]
+        scatter(plotted, results, speed, options.output / "accuracy_and_speed.png")
+        stored["inference"] = speed
+    if options.curve:
+        for category in options.categories:
+            plotted = [trial for trial in trials if trial.train_limit == options.train_limit[-1]]
+            curves(plotted, results, category, options.output / f"curve_{category}.png")
+    (options.output / "peers.md").write_text(text)
+    write_whole(options.output / "peers.json", stored)
+    print(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="folder of MVTec AD")
+    add("--categories", nargs="+", default=["bottle"])
+    add("--models", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
+    add("--seeds", nargs="+", type=int, default=[0])
+    add(
+        "--train_limit",
+        nargs="+",
+        type=_limit,
+        default=[None],
+        help="normal images that train, or all; the last one is plotted",
+    )
+    add("--epochs", nargs="+", type=_epochs, default=[], metavar="MODEL=N", help="instead of a model's own number")
+    add("--image_size", type=int, default=256, help="pixels per side")
+    add("--backbone", default="resnet18", help="of timm")
+    add("--layers", nargs="+", default=["layer1", "layer2", "layer3"], help="its feature levels")
+    add("--patchcore_layers", nargs="+", default=CANDIDATES["patchcore"].layers, help="PatchCore's")
+    add("--coreset_ratio", type=float, default=0.01, help="share of the positions in PatchCore's memory")
+    add("--weights", type=Path, help="the backbone's weight file, for all models, instead of a download")
+    add("--imagenette", type=Path, help="folder of ImageNette; without it EfficientAD is left out")
+    add("--curve", type=int, metavar="EPOCHS", help="test every so many epochs, outside the time of training")
+    add("--batches", nargs="+", type=int, default=[1, 8], help="images per run at inference")
+    add("--repetitions", type=int, default=15, help="of each run at inference; 0: no inference")
+    add("--openvino", action="store_true", help="time exported models as well")
+    add("--threads", type=int, default=1, help="of the CPU")
+    add("--output", type=Path, default=Path("results/peers"), help="folder of results, tables and plots")
+    return parser
+
+
+def _limit(text: str) -> int | None:
+    return None if text == "all" else int(text)
+
+
+def _epochs(text: str) -> tuple[str, int]:
+    name, _, number = text.partition("=")
+    if name not in CANDIDATES or not number.isdigit():
+        msg = f"{text}: expected MODEL=N, MODEL one of {', '.join(CANDIDATES)}."
+        raise argparse.ArgumentTypeError(msg)
+    if CANDIDATES[name].epochs == 1:
+        msg = f"{text}: {name} sees each image once."
+        raise argparse.ArgumentTypeError(msg)
+    return name, int(number)
+
+
+if __name__ == "__main__":
+    raise SystemExit(1 if main() else 0)

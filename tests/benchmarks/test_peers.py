@@ -1,0 +1,154 @@
+"""The comparison with anomalib's models, on small pictures and a random ResNet-18."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+import peers
+from comparison import hub_cache
+from comparison.candidates import CANDIDATES
+from comparison.experiment import data_of, run
+from comparison.rendering import trials_table
+from comparison.trial import Trial
+from kd_multiresolution.data.texture_defects import ensure_written
+
+LAYERS = ("layer1", "layer2", "layer3")
+TRIAL = Trial(
+    model="padim", category="bottle", seed=0, image_size=64, train_limit=8, epochs=1, batch_size=4, backbone="resnet18",
+    layers=LAYERS, coreset_ratio=0.1, weights_sha256=None, curve=None, threads=1, imagenette=None,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def mvtec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``bottle`` in MVTec AD's layout: the bricks of the demo."""
+    root = tmp_path_factory.mktemp("mvtec")
+    (root / "bottle").symlink_to(ensure_written(root / "textures", "brick", 0))
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-18 without what lies behind the last level."""
+    torch.manual_seed(5)
+    state = timm.create_model("resnet18", pretrained=False).state_dict()
+    file = tmp_path_factory.mktemp("weights") / "resnet18.safetensors"
+    save_file({name: t for name, t in state.items() if not name.startswith(("layer4", "fc"))}, file)
+    return file
+
+
+@pytest.fixture
+def cached(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What :func:`hub_cache.use` does for new processes, in this one."""
+    hub_cache.fill(tmp_path / "hub", "resnet18", LAYERS, weights)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.usefixtures("cached")
+@pytest.mark.parametrize("name", ["paper", "dual", "stfpm", "padim", "patchcore"])
+def test_all_models_have_the_backbone_of_the_file(name: str, weights: Path) -> None:
+    file = load_file(weights)
+    model = CANDIDATES[name].build(replace(TRIAL, model=name))
+    # STFPM's student has the same names.
+    state = {key: tensor for key, tensor in model.state_dict().items() if "student" not in key}
+    for expected in ("layer1.0.conv1.weight", "layer3.1.bn2.running_var"):
+        (found,) = [key for key in state if key.endswith(f".{expected}")]
+        assert torch.equal(state[found], file[expected])
+
+
+def test_a_file_that_ends_too_early_is_refused(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"does not fit .*'resnet18'.*layer4"):
+        hub_cache.fill(tmp_path, "resnet18", ("layer4",), weights)
+
+
+def test_a_backbone_without_published_weights_is_refused(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"(not a model of timm|no pre-trained weights|does not fit)"):
+        hub_cache.fill(tmp_path, "test_resnet", ("layer1",), weights)
+
+
+def test_models_of_a_seed_train_on_the_same_images(mvtec: Path) -> None:
+    def chosen(**changes: Any) -> list[str]:
+        samples = data_of(replace(TRIAL, **changes), mvtec).train_data.samples
+        assert (samples.label_index == 0).all()
+        return samples.image_path.tolist()
+
+    assert chosen() == chosen(model="stfpm", batch_size=16)
+    assert len(chosen()) == 8
+    assert chosen() != chosen(seed=1)
+    assert len(chosen(train_limit=None)) > 8
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_trial_measures_every_epoch_asked_for_outside_its_time(mvtec: Path, tmp_path: Path) -> None:
+    trial = replace(TRIAL, model="stfpm", epochs=2, curve=1)
+    result = run(trial, mvtec, tmp_path / "model.ckpt")
+    assert [point["epochs"] for point in result["curve"]] == [1, 2]
+    assert result["curve"][0]["seconds"] < result["curve"][1]["seconds"] <= result["fit_seconds"]
+    # The last point and the test see the same model.
+    for name in ("image_AUROC", "pixel_AUROC", "AUPRO"):
+        assert result["curve"][1][name] == pytest.approx(result["metrics"][name], abs=1e-6)
+    assert result["images"]["train"] == 8
+    assert result["epochs"] == 2
+    assert result["checkpoint_mib"] == (tmp_path / "model.ckpt").stat().st_size / 2**20
+    assert 0 < result["test_seconds"] < 100
+    assert result["peak_mib"] > 100
+
+
+def test_the_command_runs_resumes_and_shows_failures(
+    mvtec: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: None
+) -> None:
+    monkeypatch.setattr(peers, "in_own_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(hub_cache, "use", lambda cache: None)
+    arguments = [
+        "--data", str(mvtec), "--weights", str(weights), "--output", str(tmp_path / "out"), "--image_size", "64",
+        "--train_limit", "12", "--epochs", "paper=1", "--models", "paper", "padim", "efficient_ad",
+        "--repetitions", "2", "--batches", "2",
+    ]  # fmt: skip
+    assert peers.main(arguments) == 0
+    text = (tmp_path / "out" / "peers.md").read_text()
+    assert "EfficientAD is left out" in text
+    stored = json.loads((tmp_path / "out" / "peers.json").read_text())
+    assert {result["trial"]["model"] for result in stored["trials"]} == {"paper", "padim"}
+    (row,) = stored["inference"]["rows"]
+    assert {*row["figures"]} == {"backbone", "paper", "padim"}
+    assert row["figures"]["backbone"]["ratio"] == 1
+    assert (tmp_path / "out" / "accuracy_and_speed.png").stat().st_size > 10_000
+
+    def no_time(*_: object) -> dict[str, Any]:
+        msg = "no time"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(peers.experiment, "run", no_time)
+    assert peers.main([*arguments, "--repetitions", "0"]) == 0
+    assert peers.main([*arguments, "--repetitions", "0", "--seeds", "0", "1"]) == 2
+    text = (tmp_path / "out" / "peers.md").read_text()
+    assert "| 1, failed: RuntimeError: no time |" in text
+
+
+def test_table_has_mean_and_deviation_over_seeds() -> None:
+    def result(auroc: float) -> dict[str, Any]:
+        metrics = {"image_AUROC": auroc, "pixel_AUROC": 0.5, "AUPRO": 0.25}
+        return {
+            "metrics": metrics, "epochs": 1, "fit_seconds": 3, "test_seconds": 2, "peak_mib": 9, "checkpoint_mib": 5,
+        }  # fmt: skip
+
+    trials = [TRIAL, replace(TRIAL, seed=1), replace(TRIAL, model="dual")]
+    table = trials_table(trials, {trials[0]: result(0.9), trials[1]: result(0.8)}, {trials[2]: "out of memory"})
+    assert "| bottle | 8 | PaDiM | 1 | 85.0 ± 7.1 | 50.0 ± 0.0 | 25.0 ± 0.0 | 3 | 2 | 9 | 5 | 2 |" in table
+    assert "| bottle | 8 | ours, dual | failed: out of memory |" in table
+
+
+def test_epochs_of_a_model_that_has_one_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        peers.main(["--data", ".", "--epochs", "padim=3"])
+    assert "padim sees each image once" in capsys.readouterr().err
