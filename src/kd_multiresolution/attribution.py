@@ -36,7 +36,8 @@ def input_gradient(
     # Tensors made in inference mode cannot take part in autograd; and gradients of a mean over 100,000 activations are
     # too small for the half precision that autocast would compute them in.
     no_autocast = torch.autocast(images.device.type, enabled=False)
-    scores, gradients = [], []
+    scores: list[Tensor] = []
+    gradients: list[Tensor] = []
     with torch.inference_mode(False), torch.enable_grad(), no_autocast:
         for part in torch.split(images.detach(), chunk_size):
             leaf = part.clone().requires_grad_()
