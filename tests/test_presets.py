@@ -32,7 +32,7 @@ def test_every_config_has_a_preset_or_is_not_the_papers() -> None:
 def test_defaults_of_the_model_are_the_preset_of_mvtec() -> None:
     parameters = inspect.signature(KdMultiresolution).parameters
     assert parameters["value_weight"].default == PRESETS["mvtec"].value_weight
-    assert parameters["learning_rate"].default == LEARNING_RATE
+    assert KdMultiresolution("light_vgg").learning_rate == LEARNING_RATE
     network = KdMultiresolution("light_vgg")
     assert network.input_size == PRESETS["mvtec"].image_size
 
