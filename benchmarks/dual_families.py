@@ -2,7 +2,8 @@
 
 python benchmarks/dual_families.py --checkpoint model.ckpt --category screw --output screw
 
-Writes ``screw.md`` and ``screw.json``: AUROC x 100 of images (mean of the highest hundredth of the map) and pixels, AUPRO.
+Writes ``screw.md`` and ``screw.json``, all x 100: AUROC of images, by the mean of the map's highest hundredth, and of
+pixels; AUPRO.
 The rules measure each family in its deviations on the held-out normal images; the last row is the model as it is.
 """
 
@@ -20,7 +21,8 @@ from anomalib.pre_processing import PreProcessor
 from torch import Tensor
 
 from kd_multiresolution import KdMultiresolution
-from kd_multiresolution.dual import FAMILIES, DualModel, resized, top_mean
+from kd_multiresolution.dual import FAMILIES, DualModel, top_mean
+from kd_multiresolution.dual_cloners import resized
 from kd_multiresolution.dual_training import held_out_images
 from kd_multiresolution.raw_metrics import Predictions, raw_metrics
 
@@ -29,27 +31,21 @@ COLUMNS = ("image_AUROC", "pixel_AUROC", "AUPRO")
 
 @torch.inference_mode()
 def read(network: DualModel, prepare: PreProcessor, batches: Iterable[Any]) -> dict[str, Tensor]:
-    """Return the blurred maps of all images, (N, 3 L, H, W), with paths, labels and masks."""
-    maps, paths, labels, masks = [], [], [], []
+    """Return the blurred maps of all images, (N, 3 L, H, W), with labels and masks."""
+    maps, labels, masks = [], [], []
     for batch in batches:
         images = network.checked_images(prepare(batch.image))
         features = network.source(images)
         maps.append(network.blurred(network.families(features, *network.predictions(features))))
-        paths += batch.image_path
         labels.append(batch.gt_label.int())
         masks.append(batch.gt_mask.as_subclass(Tensor).bool())
-    return {
-        "maps": torch.cat(maps),
-        "labels": torch.cat(labels),
-        "masks": torch.cat(masks),
-        "paths": cast("Any", paths),
-    }
+    return {"maps": torch.cat(maps), "labels": torch.cat(labels), "masks": torch.cat(masks)}
 
 
 def joined(network: DualModel, normal: Tensor, maps: Tensor) -> dict[str, Tensor]:
     """Return each reading's maps, (N, 1, H, W), by its name."""
-    levels = maps.unflatten(1, (-1, len(FAMILIES))).sum(1)
-    deviations = top_mean(normal.unflatten(1, (-1, len(FAMILIES))).sum(1))
+    levels = torch.unflatten(maps, 1, (-1, len(FAMILIES))).sum(1)
+    deviations = top_mean(torch.unflatten(normal, 1, (-1, len(FAMILIES))).sum(1))
     standardized = (levels - deviations.mean(0)[:, None, None]) / deviations.std(0)[:, None, None]
     return {
         **{name: levels[:, [i]] for i, name in enumerate(FAMILIES)},
@@ -97,8 +93,7 @@ if __name__ == "__main__":
     # Masks are compared at the size of the model's images.
     data = MVTecAD(arguments.root, arguments.category, train_batch_size=8, eval_batch_size=8, num_workers=0)
     table = rows(model, data)
-    weights = dict(zip([f"{n} {i}" for i in range(len(model.model.family_weight) // 3) for n in FAMILIES],
-                       model.model.family_weight.tolist(), strict=True))  # fmt: skip
+    weights = torch.unflatten(cast("DualModel", model.model).family_weight, 0, (-1, len(FAMILIES))).tolist()
     arguments.output.with_suffix(".json").write_text(json.dumps({"rows": table, "weights": weights}, indent=1))
     arguments.output.with_suffix(".md").write_text(markdown(table))
     print(markdown(table))
