@@ -12,6 +12,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from rich.console import Console
@@ -160,13 +161,15 @@ def shared_settings(options: argparse.Namespace, source: Source) -> dict[str, ob
 
 
 def trainings(tables: Sequence[Reproduction], seeds: Sequence[int], splits: Sequence[int]) -> list[Settings]:
-    """Return the trainings of the tables, each once, read in every way that a row of theirs needs."""
+    """Return the trainings of the tables, each once, read in every way that a row of theirs needs.
+
+    Splits and seeds come one after the other, so that an interrupted run has measured all columns a few times.
+    """
     cells = [settings for table in tables for columns in table.cells.values() for settings in columns.values()]
     views: dict[Settings, list[View]] = {}
-    for settings in cells:
-        for split in splits if settings.split is not None else [None]:
-            for seed in seeds:
-                views.setdefault(replace(settings.training, seed=seed, split=split), []).extend(settings.views)
+    for seed, split, settings in product(seeds, splits, cells):
+        repeated = replace(settings.training, seed=seed, split=None if settings.split is None else split)
+        views.setdefault(repeated, []).extend(settings.views)
     return [replace(training, views=united(views)) for training, views in views.items()]
 
 

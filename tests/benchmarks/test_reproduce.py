@@ -219,6 +219,15 @@ def test_tables_of_one_call_share_trainings_and_views() -> None:
     assert {training.views for training in both if training.cloner == "equal"} == {(SCORES,)}
 
 
+def test_every_column_has_its_first_split_before_the_second_begins() -> None:
+    order = reproduce.trainings([reproduction(6, None, None, BASE)], [0], [3, 4])
+    assert [(training.dataset, training.augment, training.split) for training in order] == [
+        (dataset, augment, split)
+        for split in (3, 4)
+        for dataset, augment in (("brain_mri", False), ("head_ct", False), ("head_ct", True))
+    ]
+
+
 def test_a_training_that_ends_at_its_limit_is_averaged_over_its_last_epochs(medical: Path, tmp_path: Path) -> None:
     options = ["--dataset", "brain_mri", "--epochs", "5", "--evaluations", "2", "--interval", "3"]
     assert reproduce_table(6, medical, tmp_path, *options, "--checkpoints", str(tmp_path / "kept")) == 0
