@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
@@ -84,7 +84,7 @@ class Settings:
     augment: bool
     source: str
     pretrained: bool
-    weights: str | None
+    weights: str | None = field(compare=False)  # the sum decides, not the name
     weights_sha256: str
     critical_points: tuple[str, ...]
     cloner: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +288,8 @@ def test_a_result_with_more_views_will_do(tmp_path: Path) -> None:
     results = Results(tmp_path)
     results.write(four["screw"], {"settings": four["screw"].as_json()})
     assert results.find(last) is not None
+    assert results.find(replace(last, weights="renamed.safetensors")) is not None
+    assert results.find(replace(last, weights_sha256="1")) is None
     results.write(last, {"settings": last.as_json()})
     (tmp_path / four["screw"].file_name).unlink()
     assert results.find(four["screw"]) is None
