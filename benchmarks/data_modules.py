@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import logging
 import multiprocessing
 import resource
 import sys
@@ -116,8 +117,13 @@ def measured(name: str, root: Path | None, repetitions: int) -> list[Start]:
             root = Path(temporary)
             write_stand_in(name, root)
         spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:
+        with ProcessPoolExecutor(1, spawn, initializer=_quiet, max_tasks_per_child=1) as pool:
             return list(pool.map(start, [name] * repetitions, [root] * repetitions))
+
+
+def _quiet() -> None:
+    # Of a stand-in that its pictures are copies of one.
+    logging.getLogger("kd_multiresolution").setLevel(logging.ERROR)
 
 
 def render(starts: Mapping[str, Sequence[Start]], roots: Mapping[str, Path]) -> str:
