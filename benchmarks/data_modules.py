@@ -90,7 +90,7 @@ def write_stand_in(name: str, root: Path) -> None:
         folder.mkdir(parents=True)
         for prefix, count in (("train", 60_000), ("t10k", 10_000)):
             images = generator.integers(0, 256, (count, 28, 28), np.uint8)
-            for kind, array in (("images-idx3", images), ("labels-idx1", np.arange(count, dtype=np.uint8) % 10)):
+            for kind, array in (("images-idx3", images), ("labels-idx1", (np.arange(count) % 10).astype(np.uint8))):
                 header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
                 (folder / f"{prefix}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes(), 1))
     else:
