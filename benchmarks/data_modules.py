@@ -14,8 +14,6 @@ import argparse
 import gzip
 import logging
 import multiprocessing
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +24,7 @@ from typing import Any
 
 import anomalib.data
 import numpy as np
+import psutil
 from anomalib.data import AnomalibDataModule
 from PIL import Image
 from rich.progress import track
@@ -54,7 +53,7 @@ class Start:
     Attributes:
         seconds: from the constructor to the end of ``setup``.
         cpu_seconds: of these, spent computing; other programs of a busy machine do not count.
-        mebibytes: by which the process's peak of resident memory rose.
+        mebibytes: resident memory that the process has more of afterwards.
         train: training images.
         test: test images.
     """
@@ -67,19 +66,16 @@ class Start:
 
 
 def start(name: str, root: Path) -> Start:
-    """Start a data module; to be called once in a process, since memory is measured by its peak."""
-    before = _peak()
+    """Start a data module; to be called in a process of its own, which has not kept memory from anything else."""
+    process = psutil.Process()
+    before = process.memory_info().rss
     began, cpu_began = time.perf_counter(), time.process_time()
     module: AnomalibDataModule = getattr(anomalib.data, name)(root=root, num_workers=0)
     module.prepare_data()
     module.setup()
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
-    return Start(seconds, cpu_seconds, _peak() - before, len(module.train_data), len(module.test_data))
-
-
-def _peak() -> float:
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    mebibytes = (process.memory_info().rss - before) / 2**20
+    return Start(seconds, cpu_seconds, mebibytes, len(module.train_data), len(module.test_data))
 
 
 def write_stand_in(name: str, root: Path) -> None:
