@@ -1,4 +1,4 @@
-"""Reproduce a table of arXiv 2011.11108: our figures beside the published ones, class by class.
+"""Reproduce tables of arXiv 2011.11108: our figures beside the published ones, class by class.
 
 python benchmarks/reproduce.py --table 2 --dataset mnist --classes 3 8
 
@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from rich.console import Console
@@ -23,14 +24,14 @@ from reproduction.data import DATASETS
 from reproduction.experiment import fingerprint, run
 from reproduction.rendering import plot, render
 from reproduction.results import Results
-from reproduction.settings import Settings
+from reproduction.settings import Settings, View, united
 from reproduction.tables import PLANS, Reproduction, reproduction
 
 logger = logging.getLogger("reproduce")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is not done yet, write the table, and return how many trainings failed."""
+    """Run what is not done yet, write the tables, and return how many trainings failed."""
     options = parser().parse_args(arguments)
     try:
         # The source comes first: without its weights nothing else is worth starting.
@@ -40,14 +41,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             weights=options.source_weights,
             critical_points=options.critical_points,
         )
-        table = reproduction(options.table, options.dataset, options.classes, shared_settings(options, source))
+        base = shared_settings(options, source)
+        tables = [reproduction(number, options.dataset, options.classes, base) for number in options.table]
     except (RuntimeError, ValueError) as error:
         raise SystemExit(f"{error}") from error
     results = Results(options.output / "trainings")
-    todo = [settings for settings in trainings(table, options.seeds, options.splits) if results.find(settings) is None]
+    wanted = trainings(tables, options.seeds, options.splits)
+    todo = [settings for settings in wanted if results.find(settings) is None]
     failures: dict[str, str] = {}
     console = Console()
-    _say(console, f"Table {table.number}, source {source}: {len(todo)} trainings to do; results in {results.folder}.")
+    numbers = ", ".join(map(str, options.table))
+    _say(console, f"Tables {numbers}, source {source}: {len(todo)} trainings to do; results in {results.folder}.")
     # Once per training they would tell of chosen devices, of frozen modules and of each other's deprecations.
     warnings.filterwarnings("ignore", module=r"lightning\.")
     for name in ("lightning.pytorch", "lightning_fabric", "anomalib"):
@@ -56,20 +60,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         task = progress.add_task("trainings", total=len(todo))
         for settings in todo:
             try:
-                weights, root = options.source_weights, dataset_root(options.root, settings, table)
-                result = run(settings, weights=weights, root=root, workers=options.workers, progress=progress)
+                result = run(
+                    settings,
+                    weights=options.source_weights,
+                    root=dataset_root(options.root, settings),
+                    workers=options.workers,
+                    progress=progress,
+                    checkpoints=options.checkpoints,
+                )
                 _say(console, f"{settings.name}: {results.write(settings, result)}, {result['seconds']:.0f} s")
             except Exception as error:
                 logger.exception("%s failed; the next one follows.", settings.name)
                 failures[settings.name] = f"{type(error).__name__}: {error}".splitlines()[0]
             progress.advance(task)
-    stem = f"table_{table.number}" + (f"_{table.dataset}" if len(table.plan.datasets) > 1 and table.dataset else "")
-    text = render(table, results, failures)
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / f"{stem}.md").write_text(text)
-    plot(table, results, options.output / f"{stem}.png")
-    _say(console, text)
+            write(tables, results, failures, options)  # so that an interrupted run leaves tables of what is done
+    for text in write(tables, results, failures, options):
+        _say(console, text)
     return len(failures)
+
+
+def write(
+    tables: Sequence[Reproduction], results: Results, failures: Mapping[str, str], options: argparse.Namespace
+) -> list[str]:
+    """Write the tables and their plots, and return the tables' text."""
+    options.output.mkdir(parents=True, exist_ok=True)
+    texts = []
+    for table in tables:
+        own = {settings.name for settings in trainings([table], options.seeds, options.splits)}
+        texts.append(render(table, results, {name: reason for name, reason in failures.items() if name in own}))
+        parts = ["table", str(table.number)]
+        parts += [table.dataset] if len(table.plan.datasets) > 1 and table.dataset else []
+        parts += [f"{options.image_size}px"] if options.image_size else []
+        path = options.output / "_".join(parts)
+        path.with_suffix(".md").write_text(texts[-1])
+        plot(table, results, path.with_suffix(".png"))
+    return texts
 
 
 def _say(console: Console, text: str) -> None:
@@ -82,13 +107,14 @@ def parser() -> argparse.ArgumentParser:
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
-    add("--table", type=int, required=True, choices=PLANS, help="number of the table")
-    add("--dataset", choices=DATASETS, help="where the table can be measured on several")
+    add("--table", type=int, nargs="+", required=True, choices=PLANS, help="numbers of the tables")
+    add("--dataset", choices=DATASETS, help="where the tables can be measured on several")
     add("--classes", nargs="+", metavar="CLASS", help="names or numbers of columns instead of all")
     add("--seeds", nargs="+", type=int, default=[0], help="of the cloner's weights and the order of the images")
     add("--splits", nargs="+", type=int, default=[0], help="of BrainMRI and HeadCT: seeds of the held-out images")
     add("--root", type=Path, help="folder of the data; for Table 6 the one of brain_mri and head_ct")
     add("--output", type=Path, default=Path("results/reproduce"), help="folder of results and tables")
+    add("--checkpoints", type=Path, help="folder to keep the trained models in")
     add("--source", default="vgg16.tv_in1k", help="the frozen network")
     add("--source-weights", type=Path, help="its weight file instead of a download")
     add("--pretrained", action=argparse.BooleanOptionalAction, default=True, help="trained weights, or random ones")
@@ -96,8 +122,9 @@ def parser() -> argparse.ArgumentParser:
     add("--image-size", type=int, help="pixels, instead of the preset's size and cut")
     add("--imagenet-normalization", action=argparse.BooleanOptionalAction, help="instead of the preset's choice")
     add("--batch-size", type=positive, default=BATCH_SIZE, help="images per training step")
-    add("--evaluations", type=positive, default=5, help="late epochs to average, ten epochs apart")
-    add("--epochs", type=positive, help="upper limit of a training, for a short run")
+    add("--evaluations", type=positive, default=5, help="late epochs to average")
+    add("--interval", type=positive, default=10, help="epochs from one evaluation to the next")
+    add("--epochs", type=positive, help="upper limit of a training")
     add("--limit", type=positive, help="training images, and test images of either kind, for a short run")
     add("--workers", type=int, default=0, help="loader processes")
     return parser
@@ -128,25 +155,27 @@ def shared_settings(options: argparse.Namespace, source: Source) -> dict[str, ob
         "batch_size": options.batch_size,
         "epochs": options.epochs,
         "evaluations": options.evaluations,
+        "interval": options.interval,
         "limit": options.limit,
     }
 
 
-def trainings(table: Reproduction, seeds: Sequence[int], splits: Sequence[int]) -> list[Settings]:
-    """Return the trainings of a table, each once: rows may share one."""
-    cells = [settings for columns in table.cells.values() for settings in columns.values()]
-    repeated = [
-        replace(settings, seed=seed, split=split)
-        for settings in cells
-        for split in (splits if settings.split is not None else [None])
-        for seed in seeds
-    ]
-    return list(dict.fromkeys(repeated))
+def trainings(tables: Sequence[Reproduction], seeds: Sequence[int], splits: Sequence[int]) -> list[Settings]:
+    """Return the trainings of the tables, each once, read in every way that a row of theirs needs.
+
+    Splits and seeds come one after the other, so that an interrupted run has measured all columns a few times.
+    """
+    cells = [settings for table in tables for columns in table.cells.values() for settings in columns.values()]
+    views: dict[Settings, list[View]] = {}
+    for seed, split, settings in product(seeds, splits, cells):
+        repeated = replace(settings.training, seed=seed, split=None if settings.split is None else split)
+        views.setdefault(repeated, []).extend(settings.views)
+    return [replace(training, views=united(views)) for training, views in views.items()]
 
 
-def dataset_root(root: Path | None, settings: Settings, table: Reproduction) -> Path | None:
-    """Return the folder of a training's data set."""
-    return root / settings.dataset if root is not None and table.plan.per_column else root
+def dataset_root(root: Path | None, settings: Settings) -> Path | None:
+    """Return the folder of a training's data set; Table 6 has two, side by side."""
+    return root / settings.dataset if root is not None and DATASETS[settings.dataset].splits else root
 
 
 def progress_bar(console: Console) -> Progress:

@@ -112,6 +112,31 @@ def test_training_that_ends_before_convergence_is_evaluated_once_and_says_so(pic
     assert evaluation.summary["metrics"]["image_AUROC"]["std"] is None
 
 
+def test_training_that_has_not_converged_is_evaluated_after_its_last_epochs(pictures: Path, tmp_path: Path) -> None:
+    evaluation = EvaluationAfterConvergence(evaluations=3, interval=2)
+    fit(model(anomaly_map=None), pictures, tmp_path, callbacks=[evaluation], max_epochs=7)
+    assert evaluation.summary["converged_after"] is None
+    assert evaluation.epochs == [3, 5, 7]
+    assert evaluation.summary["metrics"]["image_AUROC"]["std"] is not None
+
+
+@pytest.mark.parametrize(
+    ("max_epochs", "expected"),
+    [
+        (9, [4, 6, 8]),  # converged long before the limit: the limit does not matter
+        (7, [4, 6, 7]),  # converged shortly before the limit: what was evaluated after three epochs does not count
+        (3, [1, 3]),  # not converged
+    ],
+)
+def test_convergence_and_limit_together(
+    pictures: Path, tmp_path: Path, max_epochs: int, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EvaluationAfterConvergence, "converged", property(lambda self: len(self.losses) >= 4))
+    evaluation = EvaluationAfterConvergence(evaluations=3, interval=2)
+    fit(model(anomaly_map=None), pictures, tmp_path, callbacks=[evaluation], max_epochs=max_epochs)
+    assert evaluation.epochs == expected
+
+
 def test_training_is_the_same_with_and_without(pictures: Path, tmp_path: Path) -> None:
     evaluation = EvaluationAfterConvergence(evaluations=100, interval=1, **AT_ONCE)
     networks = [model(epochs=5, score_points=["pool4"]) for _ in range(2)]

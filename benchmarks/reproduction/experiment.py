@@ -37,10 +37,11 @@ class ViewsAfterConvergence(EvaluationAfterConvergence):
         views: the ways.
         arguments: those of the torch model, beside the views'.
         evaluations: see :class:`EvaluationAfterConvergence`.
+        interval: see there.
     """
 
-    def __init__(self, views: tuple[View, ...], arguments: Mapping[str, Any], evaluations: int) -> None:
-        super().__init__(evaluations=evaluations)
+    def __init__(self, views: tuple[View, ...], arguments: Mapping[str, Any], evaluations: int, interval: int) -> None:
+        super().__init__(evaluations=evaluations, interval=interval)
         # The trained model itself is left alone: each view has a copy, whose weights are brought up to date.
         self.copies = {
             f"{view.name}/": KdMultiresolutionModel(**{**arguments, **view.arguments(), "pretrained": False})
@@ -117,7 +118,13 @@ def pre_processor(settings: Settings) -> PreProcessor | bool:
 
 
 def run(
-    settings: Settings, *, weights: Path | None, root: Path | None, workers: int, progress: Progress
+    settings: Settings,
+    *,
+    weights: Path | None,
+    root: Path | None,
+    workers: int,
+    progress: Progress,
+    checkpoints: Path | None = None,
 ) -> dict[str, Any]:
     """Train, evaluate, and return settings, environment and metrics as plain data.
 
@@ -127,6 +134,7 @@ def run(
         root: the data set's folder, ``None`` for the data module's own default.
         workers: loader processes.
         progress: where epochs are shown.
+        checkpoints: folder in which the trained model is kept, under the training's name.
     """
     seed_everything(settings.seed, workers=True, verbose=False)
     arguments: dict[str, Any] = {
@@ -154,7 +162,7 @@ def run(
         visualizer=False,
     )
     evaluation = ViewsAfterConvergence(
-        settings.views, {**arguments, "source_weights": None}, evaluations=settings.evaluations
+        settings.views, {**arguments, "source_weights": None}, settings.evaluations, settings.interval
     )
     data = data_module(settings, root, workers)
     began = time.perf_counter()
@@ -169,6 +177,8 @@ def run(
             **length,
         )
         engine.fit(model, datamodule=data)
+        if checkpoints is not None:
+            engine.trainer.save_checkpoint(checkpoints / f"{settings.name}.ckpt", weights_only=True)
     return {
         "settings": settings.as_json(),
         "environment": environment(),

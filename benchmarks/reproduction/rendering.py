@@ -184,8 +184,8 @@ def _conditions(table: Reproduction) -> list[str]:
     lines = [
         f"Source {first.source} ({weights}, SHA-256 {first.weights_sha256[:12]}), images of {size} pixels, "
         f"{'with' if first.imagenet_normalization else 'without'} ImageNet's normalisation, batches of "
-        f"{first.batch_size}; figures are means over up to {first.evaluations} late epochs, never of a best one, in "
-        "brackets how many. Each ± is a sample standard deviation over what it is named after."
+        f"{first.batch_size}; figures are means over up to {first.evaluations} late epochs, {first.interval} apart, "
+        "never of a best one, in brackets how many. Each ± is a sample standard deviation over what it is named after."
     ]
     if first.epochs is not None:
         lines.append(f"Training was limited to {first.epochs} epochs.")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
@@ -33,6 +34,12 @@ SCORES = View("scores", anomaly_map=None)
 MAPS = View("maps")
 PAPER_MAPS = View("paper_maps", percentile_scale=True)
 ATTRIBUTIONS = {"Gradients": "gradient", "SmoothGrad": "smooth_grad", "GBP": "guided_backprop"}
+
+
+def united(views: Iterable[View]) -> tuple[View, ...]:
+    """Return each view once; as every view has the scores, :data:`SCORES` is left only where it is alone."""
+    once = tuple(dict.fromkeys(views))
+    return tuple(view for view in once if view != SCORES) or once
 
 
 def attribution_view(method: str) -> View:
@@ -65,6 +72,7 @@ class Settings:
         batch_size: images per training step.
         epochs: upper limit of the training; ``None``: the model's own.
         evaluations: how many late epochs are averaged.
+        interval: epochs from one of them to the next.
         limit: training images, and test images of either kind; ``None``: all.
         views: how the trained model is read.
     """
@@ -76,7 +84,7 @@ class Settings:
     augment: bool
     source: str
     pretrained: bool
-    weights: str | None
+    weights: str | None = field(compare=False)  # the sum decides, not the name
     weights_sha256: str
     critical_points: tuple[str, ...]
     cloner: str
@@ -88,6 +96,7 @@ class Settings:
     batch_size: int
     epochs: int | None
     evaluations: int
+    interval: int
     limit: int | None
     views: tuple[View, ...]
 

@@ -11,7 +11,7 @@ from kd_multiresolution.data.base import find_class
 from kd_multiresolution.published import Table, published_tables
 from kd_multiresolution.torch_model import ANOMALY_MAPS
 from reproduction.data import DATASETS
-from reproduction.settings import ATTRIBUTIONS, MAPS, PAPER_MAPS, SCORES, Settings, View, attribution_view
+from reproduction.settings import ATTRIBUTIONS, MAPS, PAPER_MAPS, SCORES, Settings, View, attribution_view, united
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,7 @@ def reproduction(
         if variant.view.anomaly_map not in (None, *ANOMALY_MAPS)
     }
     variants = [variant for variant in plan.variants if variant.method not in missing]
-    views = dict.fromkeys((*plan.views, *(variant.view for variant in variants)))
-    shared = tuple(view for view in views if view != SCORES or len(views) == 1)  # every view has the scores
+    shared = united((*plan.views, *(variant.view for variant in variants)))
     cells = {
         variant: {
             column: _settings(variant, column if plan.per_column else str(dataset), column, shared, base)

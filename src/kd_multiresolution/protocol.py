@@ -41,8 +41,9 @@ class EvaluationAfterConvergence(ConvergenceStopping):
     the metrics of :func:`kd_multiresolution.raw_metrics.raw_metrics` see raw scores, before any post-processing. Mean
     and sample standard deviation over the evaluations are logged (``raw_<metric>_mean`` and ``raw_<metric>_std``, not
     before the second one), kept in :attr:`summary`, and written to ``evaluation_after_convergence.json`` in the run's
-    folder. Where training ends sooner, its last epoch is evaluated as well, and the file says how many there were and
-    whether the loss had converged.
+    folder. A training that has not converged is evaluated after its last epochs before ``max_epochs``, as far apart;
+    whatever else ends a training, its last epoch is evaluated. The file says after which epochs, and whether the loss
+    had converged.
 
     Training is not disturbed: random numbers, modes and weights are as found.
 
@@ -99,15 +100,16 @@ class EvaluationAfterConvergence(ConvergenceStopping):
         epochs = trainer.current_epoch + 1
         if self.converged and self.converged_after is None:
             self.converged_after = epochs
+            self.epochs, self.values = [], {}  # of the last epochs before the limit, in case it never converged
             self.report(epochs)
-        if self._is_due(epochs) and len(self.epochs) + 1 >= self.evaluations:
+        if self._is_due(epochs, trainer.max_epochs) and len(self.epochs) + 1 >= self.evaluations:
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate if this epoch is one of those to evaluate, or training ends with it."""
         epochs = trainer.current_epoch + 1
         ends = trainer.should_stop or epochs == trainer.max_epochs or trainer.global_step == trainer.max_steps
-        if len(self.epochs) >= self.evaluations or not (ends or self._is_due(epochs)):
+        if len(self.epochs) >= self.evaluations or not (ends or self._is_due(epochs, trainer.max_epochs)):
             return
         metrics = self.evaluate(trainer, cast("AnomalibModule", pl_module))
         self.epochs.append(epochs)
@@ -159,8 +161,12 @@ class EvaluationAfterConvergence(ConvergenceStopping):
         self.epochs = list(state_dict["epochs"])
         self.values = {name: list(values) for name, values in state_dict["values"].items()}
 
-    def _is_due(self, epochs: int) -> bool:
-        return self.converged_after is not None and (epochs - self.converged_after) % self.interval == 0
+    def _is_due(self, epochs: int, max_epochs: int | None) -> bool:
+        if self.converged_after is not None:
+            return (epochs - self.converged_after) % self.interval == 0
+        if max_epochs is None:
+            return False
+        return epochs in range(max_epochs, 0, -self.interval)[: self.evaluations]
 
 
 def spread(values: list[float]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,22 @@ import pytest
 import torch
 from anomalib.cli.cli import AnomalibCLI
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 import reproduce
+from kd_multiresolution import KdMultiresolution
+from kd_multiresolution.data import BrainMRI
 from kd_multiresolution.data.texture_defects import ensure_written
 from kd_multiresolution.torch_model import ANOMALY_MAPS
 from reproduction.experiment import pre_processor
 from reproduction.results import Results
-from reproduction.settings import SCORES, Settings
+from reproduction.settings import MAPS, PAPER_MAPS, SCORES, Settings
 from reproduction.tables import PLANS, reproduction
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 BASE: dict[str, Any] = {
     "source": "light_vgg", "pretrained": True, "weights": None, "weights_sha256": "0", "batch_size": 64, "epochs": None,
-    "critical_points": ("pool2", "pool3", "pool4", "pool5"), "evaluations": 5, "limit": None,
+    "critical_points": ("pool2", "pool3", "pool4", "pool5"), "evaluations": 5, "interval": 10, "limit": None,
 }  # fmt: skip
 
 
@@ -62,8 +66,8 @@ def test_a_table_is_written_and_nothing_done_twice(medical: Path, tmp_path: Path
     assert reproduce_table(6, medical, tmp_path, "--splits", "0", "1") == 0
     files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "trainings").iterdir()}
     assert len(files) == 6  # two splits of BrainMRI, HeadCT and HeadCT with augmentation
-    assert (tmp_path / "table_6.png").stat().st_size > 1000
-    text = (tmp_path / "table_6.md").read_text()
+    assert (tmp_path / "table_6_32px.png").stat().st_size > 1000
+    text = (tmp_path / "table_6_32px.md").read_text()
     assert text.count("| head_ct | 7") == 1
     assert text.count("| head_ct | 8") == 1
     assert "0 of 2" in text  # after one epoch nothing has converged
@@ -118,7 +122,7 @@ def test_a_failed_training_is_named_and_the_others_go_on(medical: Path, tmp_path
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "head_ct").symlink_to(medical / "head_ct")
     assert reproduce_table(6, tmp_path / "data", tmp_path) == 1
-    text = (tmp_path / "table_6.md").read_text()
+    text = (tmp_path / "table_6_32px.md").read_text()
     assert "| brain_mri | 95.01 ± 0.229 | – |" in text
     assert "brain_mri-seed0-split0 failed: FileNotFoundError" in text
     assert len(list(Results(tmp_path / "trainings"))) == 2
@@ -134,7 +138,7 @@ def test_attributions_are_read_from_one_training(mvtec: Path, tmp_path: Path) ->
     blurred, plain = (metrics[f"{name}/pixel_AUROC_anomalous"] for name in ("Gradients + Gaussian", "Gradients"))
     assert blurred != plain
     assert len({figure for name, figure in metrics.items() if name.endswith("image_AUROC")}) == 1
-    text = (tmp_path / "table_11.md").read_text()
+    text = (tmp_path / "table_11_32px.md").read_text()
     assert f"| bottle | 96.32 | {100 * blurred:.2f} |" in text
     assert f"| bottle | 93.20 | {100 * plain:.2f} |" in text
     for method, name in (("SmoothGrad", "smooth_grad"), ("GBP", "guided_backprop")):
@@ -174,7 +178,7 @@ def test_table_5_on_both_data_sets(tmp_path: Path, dataset: str, normal: str, an
     ((settings, result),) = Results(tmp_path / "trainings")
     assert settings.dataset == dataset
     assert result["images"] == {"train": 2, "test": 4 if dataset == "resc" else 8}
-    assert "| retinal_oct | 97.01 ± 0.426 |" in (tmp_path / f"table_5_{dataset}.md").read_text()
+    assert "| retinal_oct | 97.01 ± 0.426 |" in (tmp_path / f"table_5_{dataset}_32px.md").read_text()
 
 
 def test_missing_weights_are_said_before_anything_starts(tmp_path: Path) -> None:
@@ -207,6 +211,46 @@ def test_every_plan_covers_its_table(number: int) -> None:
     assert not ablation or methods == {row.method for row in table.published.rows}
 
 
+def test_tables_of_one_call_share_trainings_and_views() -> None:
+    tables = [reproduction(number, None, ["screw"], BASE) for number in (9, 4)]
+    alone, both = (reproduce.trainings(some, [0, 1], [0]) for some in (tables[:1], tables))
+    assert [training.training for training in both] == [training.training for training in alone]
+    total = [training.views for training in both if (training.cloner, training.terms) == ("compact", "total")]
+    assert total == [(MAPS, PAPER_MAPS)] * 2
+    assert {training.views for training in both if training.cloner == "equal"} == {(SCORES,)}
+
+
+def test_every_column_has_its_first_split_before_the_second_begins() -> None:
+    order = reproduce.trainings([reproduction(6, None, None, BASE)], [0], [3, 4])
+    assert [(training.dataset, training.augment, training.split) for training in order] == [
+        (dataset, augment, split)
+        for split in (3, 4)
+        for dataset, augment in (("brain_mri", False), ("head_ct", False), ("head_ct", True))
+    ]
+
+
+def test_a_training_that_ends_at_its_limit_is_averaged_over_its_last_epochs(medical: Path, tmp_path: Path) -> None:
+    options = ["--dataset", "brain_mri", "--epochs", "5", "--evaluations", "2", "--interval", "3"]
+    assert reproduce_table(6, medical, tmp_path, *options, "--checkpoints", str(tmp_path / "kept")) == 0
+    ((settings, result),) = Results(tmp_path / "trainings")
+    assert (settings.interval, result["evaluated_after"], result["converged_after"]) == (3, [2, 5], None)
+    text = (tmp_path / "table_6_32px.md").read_text()
+    assert "2 late epochs, 3 apart" in text
+    assert f"{100 * result['metrics']['scores/image_AUROC']['std']:.2f} (2)" in text
+    assert "limited to 5 epochs" in text
+
+    # The model that is kept is the one of the last evaluation.
+    (checkpoint,) = (tmp_path / "kept").iterdir()
+    network = KdMultiresolution.load_from_checkpoint(checkpoint, pretrained=False).eval()
+    data = BrainMRI(root=medical / "brain_mri", split_seed=0, eval_batch_size=4, num_workers=0)
+    data.setup()
+    labels, scores = [], []
+    for batch in data.test_dataloader():
+        labels += batch.gt_label.tolist()
+        scores += network.model(network.pre_processor(batch.image)).pred_score.tolist()
+    assert roc_auc_score(labels, scores) == pytest.approx(result["metrics"]["scores/image_AUROC"]["values"][-1])
+
+
 def test_settings_come_from_the_presets_and_the_variant() -> None:
     seven = reproduction(7, None, ["screw"], BASE).cells
     points = {variant.method: columns["screw"].critical_points for variant, columns in seven.items()}
@@ -218,7 +262,7 @@ def test_settings_come_from_the_presets_and_the_variant() -> None:
         ("EqualNet", "equal", "total"), ("SmallerNet", "compact", "total"), ("Dir Loss", "compact", "direction"),
         ("MSE Loss", "compact", "value"), ("Total Loss", "compact", "total"),
     }  # fmt: skip
-    assert len(reproduce.trainings(reproduction(9, None, ["screw"], BASE), [0], [0])) == 4, "two rows are the same"
+    assert len(reproduce.trainings([reproduction(9, None, ["screw"], BASE)], [0], [0])) == 4, "two rows are the same"
     (cifar,) = reproduction(2, "cifar10", ["3"], BASE).cells.values()
     assert cifar["cat"].value_weight == 0.01
     assert (cifar["cat"].resize, cifar["cat"].image_size) == ((256, 256), (224, 224))
@@ -244,6 +288,8 @@ def test_a_result_with_more_views_will_do(tmp_path: Path) -> None:
     results = Results(tmp_path)
     results.write(four["screw"], {"settings": four["screw"].as_json()})
     assert results.find(last) is not None
+    assert results.find(replace(last, weights="renamed.safetensors")) is not None
+    assert results.find(replace(last, weights_sha256="1")) is None
     results.write(last, {"settings": last.as_json()})
     (tmp_path / four["screw"].file_name).unlink()
     assert results.find(four["screw"]) is None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,19 @@ def test_one_file_in_training_and_test_is_refused(class_folder: Path) -> None:
     (class_folder / "test" / "dog").symlink_to(class_folder / "train" / "bird")
     with pytest.raises(ValueError, match="6 test images are training images"):
         OneClassFolder(root=class_folder, normal_class="bird").setup()
+
+
+def test_copies_of_training_images_are_reported(class_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = class_folder / "test" / "dog"
+    same_size = (class_folder / "train" / "bird" / "000.png").read_bytes()
+    (folder / "same_size.png").write_bytes(same_size[:-1] + b"!")
+    with caplog.at_level(logging.WARNING):
+        OneClassFolder(root=class_folder, normal_class="bird").setup()
+    assert "copies" not in caplog.text
+    shutil.copy(class_folder / "train" / "bird" / "000.png", folder / "copy.png")
+    with caplog.at_level(logging.WARNING):
+        OneClassFolder(root=class_folder, normal_class="bird").setup()
+    assert "1 of 14 test images are copies of training images: copy.png = 000.png." in caplog.text
 
 
 def test_what_is_missing_is_named(class_folder: Path) -> None:

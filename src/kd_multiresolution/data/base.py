@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -19,6 +21,8 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import Transform
 from torchvision.transforms.v2.functional import to_dtype, to_image
+
+logger = logging.getLogger(__name__)
 
 
 class OneClassDataset(AnomalibDataset):
@@ -237,3 +241,24 @@ def list_images(folder: Path) -> dict[str, str]:
             if not entry.name.startswith(".") and entry.name.lower().endswith(IMG_EXTENSIONS)
         ]
     return dict(sorted(found))
+
+
+def report_copies(train: Sequence[str], test: Sequence[str]) -> None:
+    """Log which test images are byte for byte a training image; the first five by name."""
+    sizes = {path: Path(path).stat().st_size for path in (*train, *test)}
+    common = {sizes[path] for path in train} & {sizes[path] for path in test}  # only such files need to be read
+    originals = {_digest(path): path for path in train if sizes[path] in common}
+    candidates = [path for path in test if sizes[path] in common]
+    copies = [(path, originals[digest]) for path in candidates if (digest := _digest(path)) in originals]
+    if copies:
+        logger.warning(
+            "%d of %d test images are copies of training images: %s%s.",
+            len(copies),
+            len(test),
+            ", ".join(f"{Path(copy).name} = {Path(original).name}" for copy, original in copies[:5]),
+            ", ..." if len(copies) > 5 else "",
+        )
+
+
+def _digest(path: str) -> bytes:
+    return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).digest()

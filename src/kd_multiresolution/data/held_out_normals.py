@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from abc import abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from anomalib.data.utils import Split
 
-from kd_multiresolution.data.base import ImageFiles, OneClassDataModule, sample_rows
-
-logger = logging.getLogger(__name__)
+from kd_multiresolution.data.base import ImageFiles, OneClassDataModule, report_copies, sample_rows
 
 # The paper holds out ten of 98 and of 100 normal images.
 _NORMAL_TEST_IMAGES = 10
@@ -44,24 +39,7 @@ class HeldOutNormals(OneClassDataModule):
         test_normal = sorted(normal[i] for i in order[:_NORMAL_TEST_IMAGES])
         train = sorted(normal[i] for i in order[_NORMAL_TEST_IMAGES:])
         test = test_normal + anomalous
-        _report_copies(train, test)
+        report_copies(train, test)
         test_classes = ["normal"] * len(test_normal) + ["anomalous"] * len(anomalous)
         self.train_data = ImageFiles(sample_rows(train, ["normal"] * len(train), "normal", Split.TRAIN))
         self.test_data = ImageFiles(sample_rows(test, test_classes, "normal", Split.TEST))
-
-
-def _report_copies(train: Sequence[str], test: Sequence[str]) -> None:
-    """Log the test images that are byte for byte a training image."""
-    originals = {_digest(path): path for path in train}
-    copies = [(path, originals[digest]) for path in test if (digest := _digest(path)) in originals]
-    if copies:
-        logger.warning(
-            "%d of %d test images are copies of training images, in the files as published: %s.",
-            len(copies),
-            len(test),
-            ", ".join(f"{Path(a).name} = {Path(b).name}" for a, b in copies),
-        )
-
-
-def _digest(path: str) -> bytes:
-    return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).digest()

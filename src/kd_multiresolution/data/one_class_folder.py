@@ -8,7 +8,14 @@ from typing import ClassVar
 from anomalib.data.utils import Split, TestSplitMode, ValSplitMode
 from torchvision.transforms.v2 import Transform
 
-from kd_multiresolution.data.base import ImageFiles, OneClassDataModule, find_class, list_images, sample_rows
+from kd_multiresolution.data.base import (
+    ImageFiles,
+    OneClassDataModule,
+    find_class,
+    list_images,
+    report_copies,
+    sample_rows,
+)
 
 
 class OneClassFolder(OneClassDataModule):
@@ -17,7 +24,8 @@ class OneClassFolder(OneClassDataModule):
     Expects ``train/<class>/*`` and ``test/<class>/*`` below the root, and ``val/<class>/*`` for
     ``val_split_mode="from_dir"``. Trains on the normal class of ``train``, tests on all of ``test``. The validation set
     is by default the test set, so that training and test sets stay whole; thresholds then come from test labels, as
-    with anomalib's ``MVTecAD``. ``from_train`` keeps them honest at the cost of training images.
+    with anomalib's ``MVTecAD``. ``from_train`` keeps them honest at the cost of training images. Test images that are
+    copies of training images are reported.
 
     Args:
         root: the folder of ``train`` and ``test``.
@@ -93,10 +101,14 @@ class OneClassFolder(OneClassDataModule):
         if shared:
             msg = f"{len(shared)} test images are training images by another path, the first is {shared[0]}."
             raise ValueError(msg)
+        self._report_copies(list(train), [path for paths in test.values() for path in paths])
         self.train_data = ImageFiles(sample_rows(list(train), [normal] * len(train), normal, Split.TRAIN))
         self.test_data = _labelled(test, normal, Split.TEST)
         if self.val_split_mode == ValSplitMode.FROM_DIR:
             self.val_data = _labelled(self._list("val", self._classes("val"), normal), normal, Split.VAL)
+
+    def _report_copies(self, train: list[str], test: list[str]) -> None:
+        report_copies(train, test)
 
     def _classes(self, split: str) -> list[str]:
         """Return the class folders of a split, sorted."""

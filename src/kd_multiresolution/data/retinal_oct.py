@@ -103,13 +103,15 @@ class RetinalOCT(OneClassFolder):
                 train,
                 " or ".join(f"{count:,}" for count in _PUBLISHED),
             )
-        train_names = {Path(path).name for path in self.train_data.samples["image_path"]}
-        test_paths = self.test_data.samples["image_path"]
-        shared = [path for path in test_paths if Path(path).name in train_names]
+
+    def _report_copies(self, train: list[str], test: list[str]) -> None:
+        # By name, since reading all the files would make for a slow start.
+        train_names = {Path(path).name for path in train}
+        shared = [path for path in test if Path(path).name in train_names]
         if shared:
             logger.warning(
                 "%d of %d test images have the file name of a training image, the first is %s.",
                 len(shared),
-                len(test_paths),
+                len(test),
                 shared[0],
             )
