@@ -105,6 +105,15 @@ def test_maps_that_no_defect_raises_count_alike() -> None:
     torch.testing.assert_close(model.family_weight * normal.std(0), torch.full((3,), 1 / 3))
 
 
+def test_a_process_without_held_out_images_takes_the_others_statistics() -> None:
+    model = DualModel("light_vgg")
+    nothing = model.source(model.checked_images(pictures(0)))
+    scores, peaks = calibrate(model, nothing, nothing, SIZE, lambda tensor: tensor + 2)
+    assert scores.count == peaks.count == 2
+    assert model.family_weight.isfinite().all()
+    assert all(error.mean_square.allclose(torch.ones(())) for error in (*model.value, *model.disagreement))
+
+
 def test_score_is_the_mean_of_the_highest_hundredth() -> None:
     maps = torch.arange(1000.0).reshape(1, 1, 20, 50).repeat(2, 1, 1, 1)
     torch.testing.assert_close(top_mean(maps), torch.full((2, 1), 994.5))

@@ -33,6 +33,9 @@ CHUNK = 16  # held-out images at a time
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over all processes."""
 
+Predicted = tuple[Sequence[Tensor], list[Tensor], list[Tensor]]
+"""The source's features of some images, the local cloner's and the global cloner's prediction of all but the first."""
+
 
 def held_out_images(paths: Iterable[str], seed: int) -> frozenset[str]:
     """Choose the normal images that only statistics are taken from: one in eight, at most 64.
@@ -231,19 +234,24 @@ def calibrate(
     Returns:
         How the scores of normal images, and the largest values of their maps, are distributed.
     """
-    chunks = [[level[i : i + CHUNK] for level in normal] for i in range(0, len(normal[0]), CHUNK)]
-    _weigh_channels(model, chunks, reduce)
-    normal_maps, defective_maps = _maps(model, normal), _maps(model, defective)
+    on_normal = _predicted(model, normal)
+    _weigh_channels(model, on_normal, reduce)
+    normal_maps, defective_maps = _maps(model, on_normal), _maps(model, _predicted(model, defective))
     _weigh_families(model, top_mean(model.blurred(normal_maps)), top_mean(model.blurred(defective_maps)), reduce)
     read = model.read(normal_maps, image_size)
     peaks = cast("Tensor", read.anomaly_map).flatten(1).amax(1)
     return _distribution(cast("Tensor", read.pred_score), reduce), _distribution(peaks, reduce)
 
 
-def _maps(model: DualModel, features: Sequence[Tensor]) -> Tensor:
-    """Return all families of maps of some images, (N, K, H, W)."""
+def _predicted(model: DualModel, features: Sequence[Tensor]) -> list[Predicted]:
+    """Return the features of a few images at a time, with what the local and the global cloner predict of them."""
     chunks = zip(*(torch.split(level, CHUNK) for level in features), strict=True)
-    return torch.cat([model.families(chunk, *model.predictions(chunk)) for chunk in chunks])
+    return [(chunk, *model.predictions(chunk)) for chunk in chunks]
+
+
+def _maps(model: DualModel, predicted: Iterable[Predicted]) -> Tensor:
+    """Return all families of maps of some images, (N, K, H, W)."""
+    return torch.cat([model.families(*part) for part in predicted])
 
 
 def _distribution(scores: Tensor, reduce: Reduce) -> NormalScores:
@@ -275,13 +283,12 @@ def _weigh_families(model: DualModel, normal: Tensor, defective: Tensor, reduce:
     model.family_weight.copy_(share * scale)
 
 
-def _weigh_channels(model: DualModel, chunks: Sequence[Sequence[Tensor]], reduce: Reduce) -> None:
+def _weigh_channels(model: DualModel, predicted: Sequence[Predicted], reduce: Reduce) -> None:
     """Set the mean squared difference of each channel."""
-    predictions = [model.predictions(chunk) for chunk in chunks]
     for level, errors in enumerate(zip(model.value, model.disagreement, strict=True)):
         value, disagreement = cast("tuple[ChannelError, ChannelError]", errors)
         sums = value.mean_square.new_zeros(3, len(value.mean_square), dtype=torch.float64)
-        for chunk, (local, overall) in zip(chunks, predictions, strict=True):
+        for chunk, local, overall in predicted:
             source = chunk[level + 1]
             sums[0] += source.numel() / source.shape[1]
             sums[1] += (source - local[level]).double().square().sum((0, 2, 3))
