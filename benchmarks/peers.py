@@ -70,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for trial in track(trials, description="peers"):
             file, checkpoint = (output / kind / f"{trial.stem}.{end}" for kind, end in FILES)
             try:
-                if not file.exists():
+                # A model that was not to be timed when it was trained has left no checkpoint.
+                untimed = options.repetitions and trial in timed.values() and not checkpoint.exists()
+                if not file.exists() or untimed:
                     write_whole(file, in_own_process(experiment.run, trial, options.data, checkpoint))
                     if trial not in timed.values():
                         checkpoint.unlink()

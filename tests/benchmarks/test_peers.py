@@ -133,6 +133,8 @@ def test_the_command_runs_resumes_and_shows_failures(
     assert peers.main([*arguments, "--repetitions", "0", "--seeds", "0", "1"]) == 2
     text = (tmp_path / "out" / "peers.md").read_text()
     assert "| 1, failed: RuntimeError: no time |" in text
+    next((tmp_path / "out" / "checkpoints").glob("*padim*")).unlink()
+    assert peers.main(arguments) == 1, "what is to be timed and has no checkpoint is trained again"
 
 
 def test_table_has_mean_and_deviation_over_seeds() -> None:
