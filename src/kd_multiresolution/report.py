@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from kd_multiresolution.visualizer import ThresholdVisualizer
 
 REPORT_FILE = "report.png"
 THRESHOLD = 0.5  # of normalised scores, as anomalib has it
-PICTURES = 4  # of either kind
+PICTURES = 6  # of either kind
+COLUMNS = 3
 KINDS = ("normal", "defective")
 COLOURS = ("tab:green", "tab:red")
 
@@ -45,13 +46,14 @@ class Picture:
     def of(cls, batch: ImageBatch, index: int) -> Picture:
         """Return the picture of one image of a batch."""
         path = Path(batch.image_path[index] if batch.image_path else "")
-        image = batch.image[index].as_subclass(Tensor).float().cpu()  # normalised for the source, perhaps
+        # Normalised for the source, perhaps.
+        image = cast("Tensor", batch.image)[index].as_subclass(Tensor).float().cpu()
         image = (image - image.min()) / (image.max() - image.min()).clamp_min(1e-6)
         fields = {name: getattr(batch, name) for name in ("anomaly_map", "gt_mask")}
         present = {name: field[index].cpu() for name, field in fields.items() if field is not None}
         # A data set in memory has names, not files.
         item = ImageItem(image=image, image_path=str(path) if path.is_file() else None, **present)
-        return cls(float(batch.pred_score[index]), f"{path.parent.name}/{path.name}", item)
+        return cls(float(cast("Tensor", batch.pred_score)[index]), f"{path.parent.name}/{path.name}", item)
 
 
 @dataclass
@@ -72,11 +74,11 @@ class ScoredImages:
 
     def add(self, batch: ImageBatch) -> None:
         """Add the predictions of a batch, and keep those of its pictures that belong on the page."""
-        scores = batch.pred_score.detach().float().flatten().tolist()
+        scores = cast("Tensor", batch.pred_score).detach().float().flatten().tolist()
         first = sorted(range(len(scores)), key=lambda i: -scores[i])[:PICTURES]
         nearest = sorted(range(len(scores)), key=lambda i: abs(scores[i] - THRESHOLD))[:PICTURES]
         pictures = {i: Picture.of(batch, i) for i in {*first, *nearest}}
-        labels = batch.gt_label.int().flatten().tolist()
+        labels = cast("Tensor", batch.gt_label).int().flatten().tolist()
         self.merge(ScoredImages(scores, labels, [pictures[i] for i in first], [pictures[i] for i in nearest]))
 
     def merge(self, other: ScoredImages) -> None:
@@ -138,19 +140,20 @@ def draw_page(run: ScoredImages, visualizer: ThresholdVisualizer, *, has_thresho
         visualizer: draws the pictures.
         has_threshold: whether scores are normalised; without a threshold nothing is borderline.
     """
-    figure = Figure(figsize=(12, 9), layout="constrained")
-    FigureCanvasAgg(figure)
     shown = [("most anomalous", run.most_anomalous)]
     if has_threshold:
         shown.append(("nearest to the threshold", run.borderline))
-    plots, *rows = figure.subfigures(1 + len(shown), 1, height_ratios=[1.4] + [1] * len(shown))
+    heights = [4.0, *([3.8] * len(shown))]  # inches
+    figure = Figure(figsize=(12, sum(heights)), layout="constrained")
+    FigureCanvasAgg(figure)
+    plots, *rows = cast("NDArray[Any]", figure.subfigures(len(heights), 1, height_ratios=heights))
     scores, labels = np.asarray(run.scores), np.asarray(run.labels)
     histogram, curve = plots.subplots(1, 2)
     _draw_histogram(histogram, scores, labels, has_threshold=has_threshold)
     _draw_roc(curve, scores, labels, has_threshold=has_threshold)
     for row, (title, pictures) in zip(rows, shown, strict=True):
         row.suptitle(title)
-        for axes, picture in zip(row.subplots(1, PICTURES), pictures, strict=False):
+        for axes, picture in zip(row.subplots(PICTURES // COLUMNS, COLUMNS).flat, pictures, strict=False):
             drawn = visualizer.draw(picture.item) if has_threshold and picture.item.anomaly_map is not None else None
             axes.imshow(drawn or visualize_image_item(picture.item, fields=["image"], text_config={"enable": False}))
             axes.set_title(f"{picture.name}, {picture.score:.2f}", fontsize="small")
@@ -166,7 +169,7 @@ def _draw_histogram(axes: Axes, scores: NDArray[Any], labels: NDArray[Any], *, h
     for label, (kind, colour) in enumerate(zip(KINDS, COLOURS, strict=True)):
         some = scores[labels == label]
         above = f", {int((some > THRESHOLD).sum())} above the threshold" if has_threshold else ""
-        axes.hist(some, bins, alpha=0.6, color=colour, label=f"{len(some)} {kind}{above}")
+        axes.hist(some, bins.tolist(), alpha=0.6, color=colour, label=f"{len(some)} {kind}{above}")
     if has_threshold:
         axes.axvline(THRESHOLD, color="black", linestyle="--", label="threshold")
     axes.legend(fontsize="small")
