@@ -95,13 +95,10 @@ class Report(Callback):
 
     A histogram of the scores of normal and defective images with the threshold, the ROC curve where the test set has
     both kinds, and image, true mask and heat map of the most anomalous images and of those nearest to the threshold.
-
-    Args:
-        visualizer: draws the pictures.
+    Heat maps leave out what lies below the threshold of pixels; without one (it is fitted to masks) they show all.
     """
 
-    def __init__(self, visualizer: ThresholdVisualizer | None = None) -> None:
-        self.visualizer = visualizer or ThresholdVisualizer()
+    def __init__(self) -> None:
         self.run = ScoredImages()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -127,8 +124,10 @@ class Report(Callback):
                 run.merge(part)
         self.run = ScoredImages()
         if trainer.is_global_zero and run.scores:
-            has_threshold = getattr(pl_module, "post_processor", None) is not None
-            page = draw_page(run, self.visualizer, has_threshold=has_threshold)
+            post_processor = getattr(pl_module, "post_processor", None)
+            of_pixels = bool(torch.isfinite(post_processor.pixel_threshold)) if post_processor else False
+            visualizer = ThresholdVisualizer(omit_below=THRESHOLD if of_pixels else 0.0)
+            page = draw_page(run, visualizer, has_threshold=post_processor is not None)
             page.savefig(Path(trainer.default_root_dir) / REPORT_FILE)
 
 
