@@ -128,7 +128,9 @@ class Report(Callback):
             of_pixels = bool(torch.isfinite(post_processor.pixel_threshold)) if post_processor else False
             visualizer = ThresholdVisualizer(omit_below=THRESHOLD if of_pixels else 0.0)
             page = draw_page(run, visualizer, has_threshold=post_processor is not None)
-            page.savefig(Path(trainer.default_root_dir) / REPORT_FILE)
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            page.savefig(folder / REPORT_FILE)
 
 
 def draw_page(run: ScoredImages, visualizer: ThresholdVisualizer, *, has_threshold: bool) -> Figure:
