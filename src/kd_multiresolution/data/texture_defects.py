@@ -21,6 +21,7 @@ from anomalib.utils.path import resolve_dataset_root
 from PIL import Image
 from torchvision.transforms.v2 import Transform
 
+from kd_multiresolution.data.arguments import check_data_arguments
 from kd_multiresolution.data.defect_drawing import KINDS, Grey, draw_defect
 
 CATEGORIES = ("brick", "grass", "gravel")
@@ -188,7 +189,8 @@ class TextureDefects(AnomalibDataModule):
         seed: which test patches stay normal, all about the defects, and anomalib's random splits.
 
     Raises:
-        ValueError: if category or seed is none of these.
+        TypeError: if an argument has another type.
+        ValueError: if an argument is out of range.
 
     Example:
         >>> data = TextureDefects(category="gravel")  # doctest: +SKIP
@@ -214,6 +216,8 @@ class TextureDefects(AnomalibDataModule):
         val_split_ratio: float = 0.5,
         seed: int = 0,
     ) -> None:
+        check_data_arguments(TextureDefects.__init__, locals())
+        check_arguments(category, seed)
         super().__init__(
             train_batch_size=train_batch_size,
             eval_batch_size=eval_batch_size,
@@ -228,7 +232,6 @@ class TextureDefects(AnomalibDataModule):
             val_split_ratio=val_split_ratio,
             seed=seed,
         )
-        check_arguments(category, seed)
         self.root = resolve_dataset_root(root, "TextureDefects")
         self.category = category
         self.pictures_seed = seed
