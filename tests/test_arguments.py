@@ -94,6 +94,7 @@ def test_the_model_refuses(variant: str, name: str, value: Any, kind: type[Excep
         ({"sigma": 17.0, "image_size": 64}, r"sigma=17.0: the blur needs images of at least 68 pixels, not \(64, 64\)"),
         ({"sigma": 20, "image_size": (128, 64)}, "sigma=20: .* at least 80 pixels, .*smaller sigma"),
         ({"sigma": 17.0, "image_size": 64, "variant": "dual"}, "sigma=17.0: .* at least 68 pixels"),
+        ({"image_size": (16, 64), "variant": "dual"}, r"image_size=\(16, 64\): variant='dual' .* at least 32 pixels"),
         ({"critical_points": ["pool3"], "score_points": ["pool4"]}, r"score_points=.*critical_points, pool3"),
         ({"variant": "dual", "terms": "value"}, "terms='value': variant='dual' has no such argument"),
         ({"false_alarm_rate": 0.1}, "false_alarm_rate=0.1: variant='paper' has no such argument"),

@@ -23,6 +23,7 @@ from kd_multiresolution.finite import checked_predictions
 from kd_multiresolution.source import Source, levels_of_strides
 from kd_multiresolution.torch_model import check_image_size, checked_images
 
+SMALLEST_SIDE = 2  # positions at the last critical point; the global cloner starts from half as many
 STRIDES = (4, 8, 16)  # of the levels compared by default; ResNet's layer1 to layer3
 FAMILIES = ("value", "direction", "disagreement")
 TOP_SHARE = 100  # an image's score is the mean of one in so many positions of its map, the highest
@@ -186,12 +187,16 @@ class DualModel(nn.Module):
             return checked_predictions(self.read(families, (height, width)), images)
 
     def check_image_size(self, image_size: Sequence[int]) -> None:
-        """Check that every level of the source covers the image exactly, and the blur fits into it.
+        """Check that every level of the source covers the image exactly, and cloner and blur fit into it.
 
         Raises:
             ValueError: if not.
         """
         check_image_size(image_size, self.source)
+        least = SMALLEST_SIDE * self.source.stride
+        if min(image_size) < least:
+            msg = f"image_size={tuple(image_size)}: variant='dual' needs images of at least {least} pixels."
+            raise ValueError(msg)
         self.anomaly_map_generator.check_image_size(image_size)
 
     def checked_images(self, images: Tensor) -> Tensor:
@@ -200,7 +205,9 @@ class DualModel(nn.Module):
         Raises:
             ValueError: if they have another shape than :meth:`forward` takes.
         """
-        return checked_images(images, self.source, self.family_weight.dtype)
+        images = checked_images(images, self.source, self.family_weight.dtype)
+        self.check_image_size(images.shape[-2:])
+        return images
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps beside the weights: where the source's come from."""

@@ -21,6 +21,7 @@ from anomalib.utils.path import resolve_dataset_root
 from PIL import Image
 from torchvision.transforms.v2 import Transform
 
+from kd_multiresolution.arguments import check_seed
 from kd_multiresolution.data.arguments import check_data_arguments
 from kd_multiresolution.data.defect_drawing import KINDS, Grey, draw_defect
 
@@ -87,13 +88,11 @@ def pictures(category: str, seed: int) -> Iterator[tuple[str, Grey]]:
 
 
 def check_arguments(category: str, seed: int) -> None:
-    """Raise a ``ValueError`` unless there is such a category and the seed is 0 or more."""
+    """Raise a ``ValueError`` unless there is such a category and the seed is one."""
     if category not in CATEGORIES:
         msg = f"category={category!r}: expected one of {', '.join(CATEGORIES)}."
         raise ValueError(msg)
-    if seed < 0:
-        msg = f"seed={seed}: expected 0 or more."
-        raise ValueError(msg)
+    check_seed("seed", seed)
 
 
 def ensure_written(root: Path | str, category: str, seed: int) -> Path:
