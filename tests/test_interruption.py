@@ -59,12 +59,12 @@ def whole(root: Path) -> dict[str, dict[str, Any]]:
     return {v: faults.train(root, v, root / f"whole-{v}").state_dict() for v in ("paper", "dual")}
 
 
-def assert_same(ours: dict[str, Any], theirs: dict[str, Any], *, to_the_bit: bool) -> None:
+def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """To the bit."""
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         if isinstance(value, torch.Tensor):
-            tolerance = {"rtol": 0, "atol": 0} if to_the_bit else {"rtol": 1e-4, "atol": 1e-5}
-            torch.testing.assert_close(value, theirs[name], equal_nan=True, **tolerance)
+            torch.testing.assert_close(value, theirs[name], rtol=0, atol=0, equal_nan=True)
         else:
             assert value == theirs[name]
 
@@ -83,8 +83,7 @@ def check(point: str, found: int, root: Path, whole: dict[str, dict[str, Any]]) 
         (checkpoint,) = checkpoints
         assert torch.load(checkpoint, weights_only=True)["epoch"] == 1, "the one before"
         resumed = faults.train(root, variant, root / point, checkpoint=checkpoint)
-    # The dual variant's held-out images come in other batches when it is resumed, which moves last digits.
-    assert_same(resumed.state_dict(), whole[variant], to_the_bit=variant == "paper" or moment == "caching")
+    assert_same(resumed.state_dict(), whole[variant])
 
 
 @pytest.mark.parametrize("point", [point for point in FAST if not point.startswith("textures")])
@@ -113,12 +112,13 @@ def test_half_written_textures_are_written_again(fast: dict[str, int], root: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("point", "results"), [("reproduce-training", 0), ("reproduce-result", 1)])
-def test_a_table_is_finished_by_a_second_call(point: str, results: int, slow: dict[str, int], root: Path) -> None:
+@pytest.mark.parametrize(("point", "half"), [("reproduce-training", 0), ("reproduce-result", 1)])
+def test_a_table_is_finished_by_a_second_call(point: str, half: int, slow: dict[str, int], root: Path) -> None:
     assert slow[point] == KILLED, (root / f"{point}.log").read_text()
     trainings = root / point / "trainings"
     written = {path: path.stat().st_mtime_ns for path in trainings.glob("*.json")}
-    assert len(written) == results
+    assert len(written) == 1
+    assert len([*trainings.iterdir()]) == 1 + half
     assert faults.reproduce_table(root, root / point) == 0
     after = {path: path.stat().st_mtime_ns for path in trainings.glob("*.json")}
     assert len(after) == 2

@@ -371,7 +371,7 @@ class KdMultiresolution(AnomalibModule):
 
         Most epochs go without validation: it costs more than an epoch, and fits the post-processor alone.
         """
-        if self.trainer.current_epoch != self._first_epoch:
+        if self.trainer.current_epoch != self._first_epoch or self._reads_anew():
             self._seed_epoch(self.trainer.current_epoch)
         if self._validates_sparsely():
             is_last = self.trainer.current_epoch + 1 == self.trainer.max_epochs
@@ -545,6 +545,12 @@ class KdMultiresolution(AnomalibModule):
             )
             raise NotImplementedError(msg)
         self.model.check_explicit_backward()
+
+    def _reads_anew(self) -> bool:
+        """Whether Lightning, having asked for the first batches of a resumed training, is going to ask again."""
+        loop = self.trainer.fit_loop
+        resuming = loop.epoch_loop.restarting or getattr(loop, "is_resuming", False)  # the latter from Lightning 2.6 on
+        return self.trainer.current_epoch > 0 and not resuming
 
     def _epoch_is_read(self) -> bool:
         """Whether validation follows this epoch, or training may end with it."""
