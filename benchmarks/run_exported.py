@@ -3,8 +3,9 @@
 anomalib export --model kd_multiresolution --ckpt_path model.ckpt --export_type onnx --export_root exported
 python benchmarks/run_exported.py exported/weights/onnx/model.onnx picture.png --output heat_maps
 
-Prints score and label of each image, and writes its heat map, if the model gives one, as a grey picture. It needs numpy
-and Pillow beside the runtime.
+Prints score and label of each image, and writes its heat map, if the model gives one, as a grey picture. A model that
+was trained without a post-processor has no threshold: its label is left out, and the heat map ends at its own maximum.
+The script needs numpy and Pillow beside the runtime.
 """
 
 from __future__ import annotations
@@ -54,8 +55,12 @@ if __name__ == "__main__":
     arguments.output.mkdir(parents=True, exist_ok=True)
     for file in arguments.images:
         outputs = model(read(file))
-        print(f"{file}: score {outputs['pred_score'].item():.4f}, anomalous {bool(outputs['pred_label'].item())}")
+        has_threshold = "pred_label" in outputs  # then scores and maps are normalised, and 0.5 is the threshold
+        label = f", anomalous {bool(outputs['pred_label'].item())}" if has_threshold else ""
+        print(f"{file}: score {outputs['pred_score'].item():.4f}{label}")
         if "anomaly_map" in outputs:
-            # Scores are normalised: 0.5 is the threshold.
-            heat_map = (outputs["anomaly_map"].squeeze().clip(0, 1) * 255).astype(np.uint8)
-            Image.fromarray(heat_map).save(arguments.output / f"{file.stem}.png")
+            heat_map = outputs["anomaly_map"].squeeze()
+            heat_map = heat_map / (1.0 if has_threshold else max(heat_map.max(), np.finfo(np.float32).tiny))
+            # Images of the same name may lie in different folders, one per kind of defect.
+            target = arguments.output / f"{file.parent.name}_{file.stem}.png"
+            Image.fromarray((heat_map.clip(0, 1) * 255).astype(np.uint8)).save(target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from kd_multiresolution import KdMultiresolution
 
 Run = Callable[[npt.NDArray[np.float32]], dict[str, npt.NDArray[np.float32]]]
 
+EXAMPLE = Path(__file__).parents[1] / "benchmarks" / "run_exported.py"
 SIZE = 64
 MODELS = {
     "light_vgg both": {"source": "light_vgg"},
@@ -103,8 +105,7 @@ def test_openvino_file_of_a_fixed_size(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)
     Image.fromarray(noise).save(picture)
     code = "import runpy, sys; sys.modules['torch'] = None; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
-    example = Path(__file__).parents[1] / "benchmarks" / "run_exported.py"
-    command = [sys.executable, "-c", code, str(example), str(file), str(picture), "--output", str(tmp_path / "maps")]
+    command = [sys.executable, "-c", code, str(EXAMPLE), str(file), str(picture), "--output", str(tmp_path / "maps")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     with torch.no_grad():
@@ -112,9 +113,25 @@ def test_openvino_file_of_a_fixed_size(tmp_path: Path) -> None:
     printed = re.search(r"score ([\d.]+), anomalous", done.stdout)
     assert printed, done.stdout
     assert float(printed[1]) == pytest.approx(expected.pred_score.item(), abs=2e-4)
-    with Image.open(tmp_path / "maps" / "noise.png") as heat_map:
+    with Image.open(tmp_path / "maps" / f"{tmp_path.name}_noise.png") as heat_map:
         drawn = np.asarray(heat_map)
     np.testing.assert_allclose(drawn, (expected.anomaly_map[0, 0].clamp(0, 1) * 255).numpy(), rtol=0, atol=1.01)
+
+
+def test_example_runs_a_model_without_threshold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = model(source="light_vgg", anomaly_map="discrepancy", post_processor=False)
+    picture = tmp_path / "noise.png"
+    Image.effect_noise((SIZE, SIZE), 100).save(picture)
+    command = [str(EXAMPLE), str(network.to_onnx(tmp_path)), str(picture), "--output", str(tmp_path / "maps")]
+    capsys.readouterr()  # the exporter's own
+    monkeypatch.setattr(sys, "argv", command)
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert re.fullmatch(rf"{re.escape(str(picture))}: score [\d.]+\n", printed), printed
+    with Image.open(tmp_path / "maps" / f"{tmp_path.name}_noise.png") as heat_map:
+        assert heat_map.getextrema()[1] == 255, "raw maps are drawn up to their own maximum"
 
 
 def test_scores_alone_are_exported_without_a_map(tmp_path: Path) -> None:
