@@ -1,7 +1,7 @@
 """What a checkpoint says about itself, so that a model that does not fit it is refused in words.
 
-The source's weights are part of the checkpoint, although they are most of it (59 of 63 MB with VGG-16, 11 of 12 with
-ResNet-18's first three levels): it needs nothing else then, and no other file can be taken for the original.
+The source's weights are part of the checkpoint, although they are most of it: it needs nothing else then, and no other
+file can be taken for the original.
 """
 
 from __future__ import annotations
