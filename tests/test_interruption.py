@@ -138,3 +138,9 @@ def test_half_a_checkpoint_is_none(part: float, root: Path, whole: dict[str, dic
     (tmp_path / "half.ckpt").write_bytes(content[: int(part * len(content))])
     with pytest.raises((RuntimeError, EOFError)):
         KdMultiresolution.load_from_checkpoint(tmp_path / "half.ckpt")
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")  # below it not even root may write
+    with pytest.raises(OSError, match=str(tmp_path / "file")):
+        ensure_written(tmp_path / "file" / "folder", "brick", 0)
