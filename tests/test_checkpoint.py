@@ -125,6 +125,17 @@ def test_what_does_not_decide_shapes_may_differ(
     assert KdMultiresolution.load_from_checkpoint(changed(None)), "of a version that wrote no entry"
 
 
+def test_train_says_that_it_tests_the_old_checkpoint(
+    pictures: Path, checkpoints: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = KdMultiresolution(**{**SETTINGS, "epochs": 3})
+    engine(tmp_path).train(network, datamodule=data(pictures), ckpt_path=checkpoints["paper"])
+    assert "figures of the checkpoint, after epoch 1; the training has just ended with epoch 3" in caplog.text
+    caplog.clear()
+    engine(tmp_path).train(KdMultiresolution(**{**SETTINGS, "epochs": 2}), datamodule=data(pictures))
+    assert "figures of the checkpoint" not in caplog.text
+
+
 class Malicious:
     """Makes a file when it is unpickled."""
 

@@ -219,7 +219,7 @@ class KdMultiresolution(AnomalibModule):
         self.learning_rate = learning_rate or (DUAL_LEARNING_RATE if variant == "dual" else LEARNING_RATE)
         self.training_cache = TrainingCache(cache, memory=cache_memory, folder=cache_folder)
         self.seed = seed
-        self._first_epoch = 0
+        self._first_epoch = self._trained_epochs = 0
         self._dual: DualTraining | None = None
         weights_follow = _weights_follow.get()
         if variant == "dual":
@@ -348,6 +348,14 @@ class KdMultiresolution(AnomalibModule):
         super().on_load_checkpoint(checkpoint)
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self._first_epoch = checkpoint["epoch"] + 1
+        elif checkpoint.get("epoch", self._trained_epochs) + 1 < self._trained_epochs:
+            # anomalib's "train" resumes from --ckpt_path, and then loads the same file once more for its test.
+            logger.warning(
+                "What follows are the figures of the checkpoint, after epoch %d; the training has just ended with "
+                "epoch %d. Test the checkpoint that it has written: anomalib test --ckpt_path.",
+                checkpoint["epoch"] + 1,
+                self._trained_epochs,
+            )
 
     def on_train_start(self) -> None:
         """Find what is to be known before the first step.
@@ -363,6 +371,7 @@ class KdMultiresolution(AnomalibModule):
     def on_train_end(self) -> None:
         """Let the next training begin anew."""
         self._first_epoch = 0
+        self._trained_epochs = self.trainer.current_epoch
         if self._dual is not None:
             self._dual.end()
 
