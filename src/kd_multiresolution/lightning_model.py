@@ -47,6 +47,7 @@ from kd_multiresolution.post_processor import (
 from kd_multiresolution.presets import LEARNING_RATE, PRESETS
 from kd_multiresolution.quantization import quantize_source
 from kd_multiresolution.registration import register_models
+from kd_multiresolution.report import REPORT_FILE, Report
 from kd_multiresolution.torch_model import KdMultiresolutionModel
 from kd_multiresolution.training_cache import TrainingCache
 
@@ -142,7 +143,7 @@ class KdMultiresolution(AnomalibModule):
         post_processor: anomalib's post-processor; true for one that does not clamp scores (the dual variant's has its
             threshold from ``false_alarm_rate``), false for raw scores.
         evaluator: anomalib's evaluator; true for AUROC and F1 score of images and pixels.
-        visualizer: anomalib's visualizer.
+        visualizer: anomalib's visualizer; false leaves out the pictures and the page about each test run.
 
     Raises:
         TypeError: if an argument has another type; numpy's numbers are none of Python's.
@@ -303,6 +304,8 @@ class KdMultiresolution(AnomalibModule):
         components = super().configure_callbacks()
         callbacks = [components] if isinstance(components, Callback) else [*components]
         callbacks += [ImageFileCheck(), self.training_cache]
+        if self.visualizer is not None:
+            callbacks.append(Report())
         trainer_callbacks: list[Callback] = getattr(self.trainer, "callbacks", [])
         own = any(isinstance(callback, ConvergenceStopping) for callback in trainer_callbacks)
         if self.epochs is None and not own and self._dual is None:
@@ -443,7 +446,9 @@ class KdMultiresolution(AnomalibModule):
         return self.validation_step(batch, batch_idx, dataloader_idx)
 
     def teardown(self, stage: str) -> None:
-        """Say where the pictures are."""
+        """Say where the report and the pictures are."""
+        if stage == "test" and self.visualizer is not None and self.trainer.is_global_zero:
+            logger.info("Report: %s", Path(self.trainer.default_root_dir) / REPORT_FILE)
         scores_alone = isinstance(self.model, KdMultiresolutionModel) and self.model.anomaly_map is None
         if self.visualizer is None or scores_alone:
             return

@@ -18,6 +18,7 @@ from anomalib.post_processing import PostProcessor
 from lightning.pytorch import LightningModule, Trainer
 from scipy import stats
 from torch import Tensor
+from torchmetrics import MaxMetric
 
 FALSE_ALARM_RATE = 0.01
 SMALLEST_SPAN = 1e-30
@@ -47,7 +48,37 @@ class UnclampedPostProcessor(PostProcessor):
     """anomalib's post-processor with a strictly increasing normalisation in place of the clamped one.
 
     As there, 0.5 is the threshold, and scores near it differ as much as there; far from it they approach 0 and 1.
+
+    The threshold of pixels is fitted to masks. Without masks it is the highest value on normal validation images, so
+    that nothing is marked on those.
+
+    Args:
+        enable_threshold_matching: take the threshold of images for pixels where those have none, and the other way
+            round, as anomalib does. Here score and map are different quantities, so by default it is off.
+        **kwargs: as anomalib's.
     """
+
+    def __init__(self, *, enable_threshold_matching: bool = False, **kwargs: Any) -> None:
+        super().__init__(enable_threshold_matching=enable_threshold_matching, **kwargs)
+        self._normal_peak = MaxMetric()
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Update the statistics, and the highest value on normal images without masks."""
+        super().on_validation_batch_end(trainer, pl_module, outputs, *args, **kwargs)
+        if outputs.anomaly_map is not None and outputs.gt_mask is None:
+            normal = outputs.anomaly_map[~outputs.gt_label.bool()]
+            if len(normal):
+                self._normal_peak.update(normal)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compute thresholds and ranges."""
+        super().on_validation_epoch_end(trainer, pl_module)
+        if self._normal_peak.update_called:
+            if self.enable_thresholding:
+                self._pixel_threshold.copy_(self._normal_peak.compute())
+            self._normal_peak.reset()
 
     @staticmethod
     def _normalize(preds: Tensor | None, norm_min: Tensor, norm_max: Tensor, threshold: Tensor) -> Tensor | None:

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data import Folder, ImageBatch
+from anomalib.engine import Engine
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from kd_multiresolution import KdMultiresolution, ThresholdVisualizer
+from kd_multiresolution.report import PICTURES, ScoredImages, draw_page
+
+SIZE = 32
+
+
+def batch(scores: list[float], labels: list[int]) -> ImageBatch:
+    maps = torch.rand(len(scores), 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    names = [f"memory/{score}" for score in scores]
+    return ImageBatch(
+        image=maps.expand(-1, 3, -1, -1), gt_label=torch.tensor(labels).bool(), pred_score=torch.tensor(scores),
+        anomaly_map=maps, image_path=names,
+    )  # fmt: skip
+
+
+def scored() -> ScoredImages:
+    images = ScoredImages()
+    images.add(batch([0.1, 0.52, 0.2], [0, 0, 0]))
+    images.add(batch([0.9, 0.4, 0.7, 0.6, 0.8], [1, 1, 1, 1, 1]))
+    return images
+
+
+def plots(figure: Figure) -> tuple[Axes, Axes]:
+    histogram, curve, *_ = figure.axes
+    return histogram, curve
+
+
+def legend(axes: Axes) -> list[str]:
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_pictures_are_the_highest_and_the_nearest_to_the_threshold() -> None:
+    images = scored()
+    assert [picture.score for picture in images.most_anomalous] == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.52, 0.4])
+    assert [picture.score for picture in images.borderline] == pytest.approx([0.52, 0.4, 0.6, 0.7, 0.2, 0.8])
+    assert [picture.name for picture in images.most_anomalous[:2]] == ["memory/0.9", "memory/0.8"]
+
+
+def test_processes_together_show_what_one_does() -> None:
+    parts = [ScoredImages(), ScoredImages()]
+    parts[0].add(batch([0.1, 0.52, 0.2], [0, 0, 0]))
+    parts[1].add(batch([0.9, 0.4, 0.7, 0.6, 0.8], [1, 1, 1, 1, 1]))
+    joined = ScoredImages()
+    for part in parts:
+        joined.merge(part)
+    assert joined.scores == scored().scores
+    assert [picture.name for picture in joined.borderline] == [picture.name for picture in scored().borderline]
+
+
+def test_page_counts_false_alarms_and_misses() -> None:
+    histogram, curve = plots(draw_page(scored(), ThresholdVisualizer(), has_threshold=True))
+    assert legend(histogram) == ["3 normal, 1 above the threshold", "5 defective, 4 above the threshold", "threshold"]
+    assert legend(curve) == ["threshold: 33.3% false alarms, 80.0% found"]
+    assert curve.get_title() == "ROC curve, AUROC 0.9333"
+
+
+def test_page_without_threshold_has_nothing_borderline() -> None:
+    figure = draw_page(scored(), ThresholdVisualizer(), has_threshold=False)
+    assert legend(plots(figure)[0]) == ["3 normal", "5 defective"]
+    assert plots(figure)[0].get_xlabel() == "raw score"
+    assert len(figure.axes) == 2 + PICTURES
+
+
+def test_page_of_one_kind_says_that_there_is_no_curve() -> None:
+    images = ScoredImages()
+    images.add(batch([0.1, 0.6], [0, 0]))
+    _, curve = plots(draw_page(images, ThresholdVisualizer(), has_threshold=True))
+    assert curve.get_title().startswith("no ROC curve")
+
+
+@pytest.mark.parametrize("visualizer", [True, False])
+def test_a_test_run_writes_its_page(tmp_path: Path, visualizer: bool) -> None:
+    generator = np.random.default_rng(0)
+    for folder in ("good", "bad"):
+        (tmp_path / folder).mkdir()
+        for number in range(4):
+            noise = generator.integers(0, 255, (40, 48, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(tmp_path / folder / f"{number}.png")
+    data = Folder("noise", root=tmp_path, normal_dir="good", abnormal_dir="bad", num_workers=0)
+    model = KdMultiresolution("light_vgg", image_size=SIZE, visualizer=visualizer)
+    engine = Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu")
+    engine.test(model, datamodule=data)
+    pages = list(tmp_path.rglob("report.png"))
+    assert len(pages) == int(visualizer)
+    for page in pages:
+        assert page.parent == Path(engine.trainer.default_root_dir)
+        with Image.open(page) as picture:
+            assert picture.size == (1200, 1160)
