@@ -20,6 +20,7 @@ import resource
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -128,10 +129,10 @@ def measure(case: dict[str, Any], ways: list[str], turns: int) -> dict[str, Any]
         root = Path(folder, "pictures")
         write_pictures(root, case["images"] + 1, case["size"])
         for _, way in itertools.product(range(turns), ways):
-            with context.Pool(1) as pool:
-                fits[way].append(pool.apply(fit, (way, case, str(root))))
-    with context.Pool(1) as pool:
-        steps = pool.apply(step_seconds, (case,))
+            with ProcessPoolExecutor(1, context) as pool:  # unlike a Pool, it does not wait for a killed process
+                fits[way].append(pool.submit(fit, way, case, str(root)).result())
+    with ProcessPoolExecutor(1, context) as pool:
+        steps = pool.submit(step_seconds, case).result()
     per_image = 1000 / case["images"]
     return {
         **case,

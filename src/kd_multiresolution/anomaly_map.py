@@ -29,6 +29,7 @@ class AnomalyMapGenerator(nn.Module):
             threshold, which is what the published code does at 1,000 of them.
         percentile_scale: scale each map before the blur: minus its minimum, over its 99th percentile minus its minimum,
             clipped to [0, 1]. The paper's pixel figures use it; it makes maps of different images incomparable.
+        stride: pixels of the image per position of the attribution.
 
     Raises:
         ValueError: if ``sigma`` is negative or not finite.
@@ -36,22 +37,26 @@ class AnomalyMapGenerator(nn.Module):
 
     kernel: Tensor
 
-    def __init__(self, sigma: float = 4.0, *, opening: bool = True, percentile_scale: bool = False) -> None:
+    def __init__(
+        self, sigma: float = 4.0, *, opening: bool = True, percentile_scale: bool = False, stride: int = 1
+    ) -> None:
         super().__init__()
         check_sigma(sigma)
         self.sigma = sigma
         self.opening = opening
         self.percentile_scale = percentile_scale
-        radius = int(TRUNCATE * sigma + 0.5)
+        self.stride = stride
+        radius = int(TRUNCATE * sigma / stride + 0.5)
         # In double precision: a sum of 33 rounded weights would be off in the seventh digit.
-        kernel = get_gaussian_kernel1d(2 * radius + 1, sigma, dtype=torch.float64) if radius else torch.ones(1, 1)
+        width = 2 * radius + 1
+        kernel = get_gaussian_kernel1d(width, sigma / stride, dtype=torch.float64) if radius else torch.ones(1, 1)
         self.register_buffer("kernel", kernel.float(), persistent=False)
 
     def forward(self, attribution: Tensor) -> Tensor:
         """Return the anomaly maps.
 
         Args:
-            attribution: (N, C, H, W), any sign; H and W at least ``4 * sigma``.
+            attribution: (N, C, H, W), any sign; H and W at least ``4 * sigma / stride``.
 
         Returns:
             (N, 1, H, W), >= 0.
@@ -63,15 +68,26 @@ class AnomalyMapGenerator(nn.Module):
         with torch.autocast(attribution.device.type, enabled=False):
             return self._maps(attribution.to(self.kernel.dtype).abs().sum(1, keepdim=True))
 
+    def check_image_size(self, image_size: Sequence[int]) -> None:
+        """Check that images are large enough for the blur.
+
+        Raises:
+            ValueError: if height or width in pixels is below ``4 * sigma``.
+        """
+        least = self.stride * (self.kernel.shape[-1] // 2)
+        if min(image_size) < least:
+            msg = (
+                f"sigma={self.sigma}: the blur needs images of at least {least} pixels, not {tuple(image_size)}. Use a "
+                "smaller sigma, or a larger image_size."
+            )
+            raise ValueError(msg)
+
     def _maps(self, maps: Tensor) -> Tensor:
         if self.percentile_scale:
             maps = scale_to_percentile(maps)
         radius = self.kernel.shape[-1] // 2
         if radius:
-            if min(maps.shape[-2:]) < radius:
-                size = tuple(maps.shape[-2:])
-                msg = f"sigma={self.sigma}: the blur needs images of at least {radius} pixels, not {size}."
-                raise ValueError(msg)
+            self.check_image_size([self.stride * side for side in maps.shape[-2:]])
             height, width = (_blur_matrix(side, self.kernel[0, radius:]) for side in maps.shape[-2:])
             maps = height @ maps @ width
         if self.opening:

@@ -16,11 +16,14 @@ from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
 from kd_multiresolution.anomaly_map import AnomalyMapGenerator, check_sigma
+from kd_multiresolution.arguments import check_types
 from kd_multiresolution.discrepancy import local_direction
 from kd_multiresolution.dual_cloners import SMALLEST_DEVIATION, GlobalCloner, LocalCloner, Standardization, resized
+from kd_multiresolution.finite import checked_predictions
 from kd_multiresolution.source import Source, levels_of_strides
-from kd_multiresolution.torch_model import checked_images
+from kd_multiresolution.torch_model import check_image_size, checked_images
 
+SMALLEST_SIDE = 2  # positions at the last critical point; the global cloner starts from half as many
 STRIDES = (4, 8, 16)  # of the levels compared by default; ResNet's layer1 to layer3
 FAMILIES = ("value", "direction", "disagreement")
 TOP_SHARE = 100  # an image's score is the mean of one in so many positions of its map, the highest
@@ -73,6 +76,7 @@ class DualModel(nn.Module):
         seed: seed of the cloners' initial weights, and of a random source.
 
     Raises:
+        TypeError: if an argument has another type.
         ValueError: if an argument is out of range.
         RuntimeError: if the source's pre-trained weights cannot be had.
     """
@@ -90,6 +94,7 @@ class DualModel(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_types(DualModel.__init__, locals())
         check_sigma(sigma)
         points = levels_of_strides(source, STRIDES) if critical_points is None else critical_points
         self.source = Source(source, pretrained=pretrained, weights=source_weights, critical_points=points, seed=seed)
@@ -106,7 +111,7 @@ class DualModel(nn.Module):
         self.disagreement = nn.ModuleList(ChannelError(level.channels) for level in levels[1:])
         self.register_buffer("family_weight", torch.ones(len(FAMILIES) * len(levels[1:])))
         # The map is blurred where it is computed, in positions of the first level: a sixteenth of the pixels.
-        self.anomaly_map_generator = AnomalyMapGenerator(sigma / levels[0].stride, opening=False)
+        self.anomaly_map_generator = AnomalyMapGenerator(sigma, opening=False, stride=levels[0].stride)
         self.to(memory_format=torch.channels_last)
 
     @property
@@ -169,6 +174,7 @@ class DualModel(nn.Module):
 
         Raises:
             ValueError: if the images have another shape.
+            NonFiniteError: in evaluation mode, if a score or map is not finite.
         """
         images = self.checked_images(images)
         with torch.no_grad():
@@ -177,7 +183,21 @@ class DualModel(nn.Module):
             return features[1:], *self.predictions(features)
         with torch.no_grad():
             height, width = images.shape[-2:]
-            return self.read(self.families(features, *self.predictions(features)), (height, width))
+            families = self.families(features, *self.predictions(features))
+            return checked_predictions(self.read(families, (height, width)), images)
+
+    def check_image_size(self, image_size: Sequence[int]) -> None:
+        """Check that every level of the source covers the image exactly, and cloner and blur fit into it.
+
+        Raises:
+            ValueError: if not.
+        """
+        check_image_size(image_size, self.source)
+        least = SMALLEST_SIDE * self.source.stride
+        if min(image_size) < least:
+            msg = f"image_size={tuple(image_size)}: variant='dual' needs images of at least {least} pixels."
+            raise ValueError(msg)
+        self.anomaly_map_generator.check_image_size(image_size)
 
     def checked_images(self, images: Tensor) -> Tensor:
         """Return the images as plain tensors with three channels; grey images are repeated.
@@ -185,7 +205,9 @@ class DualModel(nn.Module):
         Raises:
             ValueError: if they have another shape than :meth:`forward` takes.
         """
-        return checked_images(images, self.source, self.family_weight.dtype)
+        images = checked_images(images, self.source, self.family_weight.dtype)
+        self.check_image_size(images.shape[-2:])
+        return images
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps beside the weights: where the source's come from."""

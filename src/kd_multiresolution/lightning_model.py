@@ -27,11 +27,16 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
 
+from kd_multiresolution.arguments import check_seed, check_types
+from kd_multiresolution.checkpoint import KEY as CHECKPOINT_KEY
+from kd_multiresolution.checkpoint import check_checkpoint, describe
 from kd_multiresolution.convergence import ConvergenceStopping
 from kd_multiresolution.discrepancy import discrepancy_terms, weighted_sum
 from kd_multiresolution.dual import DualModel
 from kd_multiresolution.dual_training import IMAGE_SIZE, DualTraining
 from kd_multiresolution.dual_training import LEARNING_RATE as DUAL_LEARNING_RATE
+from kd_multiresolution.finite import SICK_IMAGE, NonFiniteError
+from kd_multiresolution.image_files import ImageFileCheck
 from kd_multiresolution.image_memory import RememberedImages
 from kd_multiresolution.post_processor import (
     FALSE_ALARM_RATE,
@@ -43,7 +48,7 @@ from kd_multiresolution.presets import LEARNING_RATE, PRESETS
 from kd_multiresolution.quantization import quantize_source
 from kd_multiresolution.registration import register_models
 from kd_multiresolution.report import REPORT_FILE, Report
-from kd_multiresolution.torch_model import KdMultiresolutionModel, check_image_size
+from kd_multiresolution.torch_model import KdMultiresolutionModel
 from kd_multiresolution.training_cache import TrainingCache
 
 logger = logging.getLogger(__name__)
@@ -141,6 +146,7 @@ class KdMultiresolution(AnomalibModule):
         visualizer: anomalib's visualizer; false leaves out the pictures and the page about each test run.
 
     Raises:
+        TypeError: if an argument has another type; numpy's numbers are none of Python's.
         ValueError: if an argument is out of range, or two of them contradict each other.
         RuntimeError: if the source's pre-trained weights cannot be had.
     """
@@ -152,7 +158,7 @@ class KdMultiresolution(AnomalibModule):
         source: str = "vgg16.tv_in1k",
         variant: Literal["paper", "dual"] = "paper",
         pretrained: bool = True,
-        source_weights: str | None = None,
+        source_weights: str | Path | None = None,
         critical_points: Sequence[str] | None = None,
         score_points: Sequence[str] | None = None,
         cloner: Literal["compact", "equal"] = "compact",
@@ -175,14 +181,16 @@ class KdMultiresolution(AnomalibModule):
         false_alarm_rate: float = FALSE_ALARM_RATE,
         cache: Literal["float32", "float16"] | None = "float32",
         cache_memory: float = 2.0,
-        cache_folder: str | None = None,
+        cache_folder: str | Path | None = None,
         seed: int = 0,
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
+        check_types(KdMultiresolution.__init__, locals())
         _check_variant(variant, locals())
+        check_seed("seed", seed)
         if pre_processor is not True and (image_size is not None or imagenet_normalization):
             msg = (
                 f"image_size={image_size!r}, imagenet_normalization={imagenet_normalization!r}: both configure our own "
@@ -212,7 +220,7 @@ class KdMultiresolution(AnomalibModule):
         self.learning_rate = learning_rate or (DUAL_LEARNING_RATE if variant == "dual" else LEARNING_RATE)
         self.training_cache = TrainingCache(cache, memory=cache_memory, folder=cache_folder)
         self.seed = seed
-        self._first_epoch = 0
+        self._first_epoch = self._trained_epochs = 0
         self._dual: DualTraining | None = None
         weights_follow = _weights_follow.get()
         if variant == "dual":
@@ -226,7 +234,7 @@ class KdMultiresolution(AnomalibModule):
             )
             self._dual = DualTraining(self.model, seed)
             if resizes:
-                check_image_size(size, self.model.source)
+                self.model.check_image_size(size)
             return
         self.model = KdMultiresolutionModel(
             source,
@@ -250,7 +258,7 @@ class KdMultiresolution(AnomalibModule):
             seed=seed,
         )
         if resizes:
-            check_image_size(size, self.model.source)
+            self.model.check_image_size(size)
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -295,7 +303,7 @@ class KdMultiresolution(AnomalibModule):
         """Return anomalib's components, and the stop at convergence unless ``epochs`` or the user's own one rules."""
         components = super().configure_callbacks()
         callbacks = [components] if isinstance(components, Callback) else [*components]
-        callbacks.append(self.training_cache)
+        callbacks += [ImageFileCheck(), self.training_cache]
         if self.visualizer is not None:
             callbacks.append(Report())
         trainer_callbacks: list[Callback] = getattr(self.trainer, "callbacks", [])
@@ -328,11 +336,29 @@ class KdMultiresolution(AnomalibModule):
         elif self.trainer.max_epochs in {None, -1} and self.epochs is not None:
             self.trainer.fit_loop.max_epochs = self.epochs
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save what anomalib keeps, and what the model was built with."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[CHECKPOINT_KEY] = describe(self, self.model.source.critical_points)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Load what anomalib keeps, and remember in which epoch a resumed training begins."""
+        """Load what anomalib keeps, and remember in which epoch a resumed training begins.
+
+        Raises:
+            ValueError: if the checkpoint is another model's, a newer version's, or was built with other arguments.
+        """
+        check_checkpoint(checkpoint, self, self.model.source.critical_points)
         super().on_load_checkpoint(checkpoint)
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self._first_epoch = checkpoint["epoch"] + 1
+        elif checkpoint.get("epoch", self._trained_epochs) + 1 < self._trained_epochs:
+            # anomalib's "train" resumes from --ckpt_path, and then loads the same file once more for its test.
+            logger.warning(
+                "What follows are the figures of the checkpoint, after epoch %d; the training has just ended with "
+                "epoch %d. Test the checkpoint that it has written: anomalib test --ckpt_path.",
+                checkpoint["epoch"] + 1,
+                self._trained_epochs,
+            )
 
     def on_train_start(self) -> None:
         """Find what is to be known before the first step.
@@ -348,6 +374,7 @@ class KdMultiresolution(AnomalibModule):
     def on_train_end(self) -> None:
         """Let the next training begin anew."""
         self._first_epoch = 0
+        self._trained_epochs = self.trainer.current_epoch
         if self._dual is not None:
             self._dual.end()
 
@@ -356,7 +383,7 @@ class KdMultiresolution(AnomalibModule):
 
         Most epochs go without validation: it costs more than an epoch, and fits the post-processor alone.
         """
-        if self.trainer.current_epoch != self._first_epoch:
+        if self.trainer.current_epoch != self._first_epoch or self._reads_anew():
             self._seed_epoch(self.trainer.current_epoch)
         if self._validates_sparsely():
             is_last = self.trainer.current_epoch + 1 == self.trainer.max_epochs
@@ -389,7 +416,9 @@ class KdMultiresolution(AnomalibModule):
 
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: ImageBatch, batch_idx: int) -> None:
         """Validate in the epoch in which training stops; before it, set what the dual variant takes for normal."""
-        del outputs, batch, batch_idx
+        del batch, batch_idx
+        if self.trainer.is_last_batch:
+            self._check_loss(cast("Mapping[str, Tensor]", outputs)["loss"])
         ends = self.trainer.should_stop or self.trainer.global_step == self.trainer.max_steps
         if self._dual is not None and (ends or (self.trainer.is_last_batch and self._epoch_is_read())):
             normal = self._dual.calibrate(self._sum_over_processes)
@@ -401,8 +430,20 @@ class KdMultiresolution(AnomalibModule):
     def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Return the batch with raw scores and maps, for threshold and normalisation."""
         del args, kwargs
-        predictions: STEP_OUTPUT = batch.update(**self.model(batch.image)._asdict())
-        return predictions
+        try:
+            predictions = self.model(batch.image)
+        except NonFiniteError as error:
+            raise NonFiniteError(error.reasons, batch.image_path) from error
+        updated: STEP_OUTPUT = batch.update(**predictions._asdict())
+        return updated
+
+    def test_step(self, batch: Any, batch_idx: int, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Return as :meth:`validation_step`."""
+        return self.validation_step(batch, batch_idx, *args, **kwargs)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
+        """Return as :meth:`validation_step`."""
+        return self.validation_step(batch, batch_idx, dataloader_idx)
 
     def teardown(self, stage: str) -> None:
         """Say where the report and the pictures are."""
@@ -489,6 +530,24 @@ class KdMultiresolution(AnomalibModule):
     def _sum_over_processes(self, tensor: Tensor) -> Tensor:
         return cast("Tensor", self.trainer.strategy.reduce(tensor, reduce_op="sum"))
 
+    def _check_loss(self, loss: Tensor) -> None:
+        """Check once per epoch that the loss is finite: nothing comes back from where it is not.
+
+        Raises:
+            ValueError: if it is not.
+        """
+        if bool(self.trainer.strategy.reduce(loss.detach(), reduce_op="mean").isfinite()):
+            return
+        sick = [
+            path
+            for batch in self._training_batches()
+            for path, image in zip(batch.image_path or (), batch.image, strict=False)
+            if not bool(image.isfinite().all())
+        ]
+        why = f"{sick[0]}: {SICK_IMAGE}" if sick else f"learning_rate={self.learning_rate:g} may be too high"
+        msg = f"The training loss is {float(loss)} after epoch {self.trainer.current_epoch + 1}. {why}."
+        raise ValueError(msg)
+
     def _check_exportable(self, export_type: str) -> None:
         if not isinstance(self.model, KdMultiresolutionModel):
             return
@@ -500,6 +559,12 @@ class KdMultiresolution(AnomalibModule):
             )
             raise NotImplementedError(msg)
         self.model.check_explicit_backward()
+
+    def _reads_anew(self) -> bool:
+        """Whether Lightning, having asked for the first batches of a resumed training, is going to ask again."""
+        loop = self.trainer.fit_loop
+        resuming = loop.epoch_loop.restarting or getattr(loop, "is_resuming", False)  # the latter from Lightning 2.6 on
+        return self.trainer.current_epoch > 0 and not resuming
 
     def _epoch_is_read(self) -> bool:
         """Whether validation follows this epoch, or training may end with it."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from torchmetrics import MaxMetric
 
 FALSE_ALARM_RATE = 0.01
+SMALLEST_SPAN = 1e-30
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,11 @@ class UnclampedPostProcessor(PostProcessor):
             return None
         threshold = torch.where(torch.isnan(threshold), (norm_max + norm_min) / 2, threshold)
         span = norm_max - norm_min
-        # All validation scores equal: any positive span keeps the order.
-        span = torch.where(span > 0, span, threshold.abs().clamp_min(torch.finfo(span.dtype).tiny))
+        # All validation scores equal, and zero, maybe: any span keeps the order, if no quotient overflows.
+        size = threshold.abs()
+        span = torch.where(span > SMALLEST_SPAN, span, torch.where(size > SMALLEST_SPAN, size, 1.0))
         # As anomalib: without statistics (no validation ran) the raw scores pass.
-        return torch.where(torch.isnan(span), preds, 0.5 + bounded((preds - threshold) / span * 2) / 2)
+        return torch.where(torch.isnan(norm_max - norm_min), preds, 0.5 + bounded((preds - threshold) / span * 2) / 2)
 
 
 class FalseAlarmPostProcessor(UnclampedPostProcessor):

@@ -120,7 +120,9 @@ class EvaluationAfterConvergence(ConvergenceStopping):
         if trainer.is_global_zero:
             file = Path(trainer.default_root_dir) / RESULT_FILE
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(self.summary, indent=2) + "\n")
+            unfinished = file.with_suffix(".unfinished")  # so that a file of that name is never there in part
+            unfinished.write_text(json.dumps(self.summary, indent=2) + "\n")
+            unfinished.replace(file)
 
     def evaluate(self, trainer: Trainer, pl_module: AnomalibModule) -> dict[str, float]:
         """Return the metrics of the current weights on all test images, and leave everything as it is."""

@@ -297,7 +297,7 @@ def _load_file(stages: _PoolStages | _LevelStages, name: str, path: Path) -> Non
         msg = f"source_weights={str(path)!r}: no such file."
         raise ValueError(msg)
     try:
-        weights = timm.models.load_state_dict(str(path))
+        weights = timm.models.load_state_dict(str(path), weights_only=True)  # timm 1.0.15 would run any pickle
     except Exception as error:
         msg = f"source_weights={str(path)!r}: not a readable .safetensors file or .pth state dict ({error})."
         raise ValueError(msg) from error

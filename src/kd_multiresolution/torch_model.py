@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torchvision.tv_tensors import TVTensor
 
 from kd_multiresolution.anomaly_map import AnomalyMapGenerator, discrepancy_map
+from kd_multiresolution.arguments import check_types
 from kd_multiresolution.attribution import CHUNK_SIZE, guided_relu, input_gradient, smooth_grad
 from kd_multiresolution.backward import RecordedNetwork, discrepancy_gradient
 from kd_multiresolution.cloner import Cloner
 from kd_multiresolution.discrepancy import discrepancy, normalize_terms
+from kd_multiresolution.finite import checked_predictions
 from kd_multiresolution.source import Source
 
 ANOMALY_MAPS = ("gradient", "smooth_grad", "guided_backprop", "discrepancy")
@@ -54,6 +56,7 @@ class KdMultiresolutionModel(nn.Module):
         seed: seed of the cloner's initial weights, and of a random source.
 
     Raises:
+        TypeError: if an argument has another type.
         ValueError: if an argument is out of range, or two of them contradict each other.
         RuntimeError: if the source's pre-trained weights cannot be had.
     """
@@ -82,6 +85,7 @@ class KdMultiresolutionModel(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_types(KdMultiresolutionModel.__init__, locals())
         if anomaly_map is not None:
             _check_choice("anomaly_map", anomaly_map, ANOMALY_MAPS)
         _check_choice("attribution_path", attribution_path, ATTRIBUTION_PATHS)
@@ -139,6 +143,7 @@ class KdMultiresolutionModel(nn.Module):
 
         Raises:
             ValueError: if the images have another shape.
+            NonFiniteError: in evaluation mode, if a score or map is not finite.
             RuntimeError: in evaluation mode, if ``value_weight`` is ``auto`` and was never set by training.
         """
         if self.training:
@@ -146,10 +151,11 @@ class KdMultiresolutionModel(nn.Module):
         images = self.checked_images(images)
         if self.anomaly_map in {None, "discrepancy"}:
             with torch.no_grad():
-                return self._predict_forward(images)
+                return checked_predictions(self._predict_forward(images), images)
         scores, attribution = self._attribution(images)
         with torch.no_grad():
-            return InferenceBatch(pred_score=scores, anomaly_map=self.anomaly_map_generator(attribution))
+            maps = self.anomaly_map_generator(attribution)
+            return checked_predictions(InferenceBatch(pred_score=scores, anomaly_map=maps), images)
 
     def _predict_forward(self, images: Tensor) -> InferenceBatch:
         """Return the scores, and the discrepancy map if one is wanted, from one pass through both networks."""
@@ -279,6 +285,16 @@ class KdMultiresolutionModel(nn.Module):
             msg = f"score_points={list(score_points)!r}: expected some of the critical_points, {', '.join(trained)}."
             raise ValueError(msg)
         return tuple(point for point in trained if point in score_points)
+
+    def check_image_size(self, image_size: Sequence[int]) -> None:
+        """Check that every level of the source covers the image exactly, and the blur of a map fits into it.
+
+        Raises:
+            ValueError: if not.
+        """
+        check_image_size(image_size, self.source)
+        if self.anomaly_map is not None:
+            self.anomaly_map_generator.check_image_size(image_size)
 
     def checked_images(self, images: Tensor) -> Tensor:
         """Return the images as plain tensors with three channels; grey images are repeated.

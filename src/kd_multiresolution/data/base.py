@@ -22,6 +22,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import Transform
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
+from kd_multiresolution.image_files import READING_ERRORS, check_depth
+
 logger = logging.getLogger(__name__)
 
 
@@ -88,11 +90,9 @@ class ImageFiles(OneClassDataset):
         path: str = self.field(index, "image_path")
         try:
             with Image.open(path) as image:
-                if image.mode.startswith(("I", "F")):  # the conversion to RGB would clip them to white without a word
-                    msg = f"mode {image.mode}: expected eight bits per channel"
-                    raise ValueError(msg)
+                check_depth(image)
                 rgb = to_image(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:  # PIL raises all three on damaged files
+        except (*READING_ERRORS, ValueError) as error:
             msg = f"{path}: not a readable image ({error}). Replace the file, or take it out of the folder."
             raise OSError(msg) from error
         pixels: Tensor = to_dtype(rgb, torch.float32, scale=True)

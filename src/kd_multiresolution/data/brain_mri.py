@@ -8,6 +8,7 @@ from pathlib import Path
 from anomalib.data.utils import TestSplitMode, ValSplitMode
 from torchvision.transforms.v2 import Transform
 
+from kd_multiresolution.data.arguments import check_data_arguments
 from kd_multiresolution.data.base import list_images
 from kd_multiresolution.data.held_out_normals import HeldOutNormals
 
@@ -38,7 +39,8 @@ class BrainMRI(HeldOutNormals):
         seed: seed of the validation split.
 
     Raises:
-        ValueError: if a split mode does not exist or is ``from_dir`` for the validation set.
+        TypeError: if an argument has another type.
+        ValueError: if an argument is out of range, or the split mode is ``from_dir`` for the validation set.
         FileNotFoundError: on setup, if a folder or its images are missing.
 
     Example:
@@ -61,6 +63,7 @@ class BrainMRI(HeldOutNormals):
         val_split_ratio: float = 0.1,
         seed: int | None = None,
     ) -> None:
+        check_data_arguments(BrainMRI.__init__, locals())
         super().__init__(
             train_batch_size=train_batch_size,
             eval_batch_size=eval_batch_size,

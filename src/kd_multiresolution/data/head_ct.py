@@ -8,6 +8,7 @@ from pathlib import Path
 from anomalib.data.utils import TestSplitMode, ValSplitMode
 from torchvision.transforms.v2 import Compose, InterpolationMode, RandomAffine, Transform
 
+from kd_multiresolution.data.arguments import check_data_arguments
 from kd_multiresolution.data.base import list_images
 from kd_multiresolution.data.held_out_normals import HeldOutNormals
 
@@ -36,8 +37,9 @@ class HeadCT(HeldOutNormals):
         seed: seed of the validation split.
 
     Raises:
-        ValueError: if a split mode does not exist or is ``from_dir`` for the validation set; on setup, if
-            ``labels.csv`` cannot be understood.
+        TypeError: if an argument has another type.
+        ValueError: if an argument is out of range, or the split mode is ``from_dir`` for the validation set; on
+            setup, if ``labels.csv`` cannot be understood.
         FileNotFoundError: on setup, if ``labels.csv`` or an image it names is missing.
 
     Example:
@@ -61,6 +63,7 @@ class HeadCT(HeldOutNormals):
         val_split_ratio: float = 0.1,
         seed: int | None = None,
     ) -> None:
+        check_data_arguments(HeadCT.__init__, locals())
         if augment:
             given = train_augmentations or augmentations
             affine = RandomAffine(degrees=20, scale=(0.9, 1.05), interpolation=InterpolationMode.BILINEAR)

@@ -8,6 +8,7 @@ from typing import ClassVar
 from anomalib.data.utils import Split, TestSplitMode, ValSplitMode
 from torchvision.transforms.v2 import Transform
 
+from kd_multiresolution.data.arguments import check_data_arguments
 from kd_multiresolution.data.base import (
     ImageFiles,
     OneClassDataModule,
@@ -43,7 +44,8 @@ class OneClassFolder(OneClassDataModule):
         seed: seed of the validation split.
 
     Raises:
-        ValueError: if a split mode does not exist; on setup, if the class is unknown or one file is in training and
+        TypeError: if an argument has another type.
+        ValueError: if an argument is out of range; on setup, if the class is unknown or one file is in training and
             test set.
         FileNotFoundError: on setup, if a folder or the images of a class are missing.
 
@@ -70,6 +72,7 @@ class OneClassFolder(OneClassDataModule):
         val_split_ratio: float = 0.1,
         seed: int | None = None,
     ) -> None:
+        check_data_arguments(OneClassFolder.__init__, locals())
         super().__init__(
             train_batch_size=train_batch_size,
             eval_batch_size=eval_batch_size,

@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torchvision.transforms.v2 import Transform
 
+from kd_multiresolution.data.arguments import check_data_arguments
 from kd_multiresolution.data.base import OneClassDataModule, find_class, sample_rows
 from kd_multiresolution.data.memory import MemoryImages, Pixels, SampledVisualizer
 
@@ -80,15 +81,13 @@ class OneClassMemory(OneClassDataModule):
             seed: seed of the validation split.
 
         Raises:
-            ValueError: if the class or a split mode does not exist, a split mode needs files, or
-                ``pictures_per_class`` is negative.
+            TypeError: if an argument has another type.
+            ValueError: if the class does not exist, a split mode needs files, or an argument is out of range.
             FileNotFoundError: on setup, if the data are absent.
             OSError: on setup, if a file is damaged.
             RuntimeError: while preparing the data, if they cannot be downloaded.
         """
-        if pictures_per_class < 0:
-            msg = f"pictures_per_class={pictures_per_class}: expected 0 or more."
-            raise ValueError(msg)
+        check_data_arguments(OneClassMemory.__init__, locals())
         super().__init__(
             train_batch_size=train_batch_size,
             eval_batch_size=eval_batch_size,

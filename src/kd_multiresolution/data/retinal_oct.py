@@ -44,7 +44,8 @@ class RetinalOCT(OneClassFolder):
         seed: seed of the validation split.
 
     Raises:
-        ValueError: if a split mode does not exist; on setup, if one file is in training and test set.
+        TypeError: if an argument has another type.
+        ValueError: if an argument is out of range; on setup, if one file is in training and test set.
         FileNotFoundError: on setup, if a folder or its images are missing.
 
     Example:

@@ -21,6 +21,8 @@ from anomalib.utils.path import resolve_dataset_root
 from PIL import Image
 from torchvision.transforms.v2 import Transform
 
+from kd_multiresolution.arguments import check_seed
+from kd_multiresolution.data.arguments import check_data_arguments
 from kd_multiresolution.data.defect_drawing import KINDS, Grey, draw_defect
 
 CATEGORIES = ("brick", "grass", "gravel")
@@ -86,13 +88,11 @@ def pictures(category: str, seed: int) -> Iterator[tuple[str, Grey]]:
 
 
 def check_arguments(category: str, seed: int) -> None:
-    """Raise a ``ValueError`` unless there is such a category and the seed is 0 or more."""
+    """Raise a ``ValueError`` unless there is such a category and the seed is one."""
     if category not in CATEGORIES:
         msg = f"category={category!r}: expected one of {', '.join(CATEGORIES)}."
         raise ValueError(msg)
-    if seed < 0:
-        msg = f"seed={seed}: expected 0 or more."
-        raise ValueError(msg)
+    check_seed("seed", seed)
 
 
 def ensure_written(root: Path | str, category: str, seed: int) -> Path:
@@ -188,7 +188,8 @@ class TextureDefects(AnomalibDataModule):
         seed: which test patches stay normal, all about the defects, and anomalib's random splits.
 
     Raises:
-        ValueError: if category or seed is none of these.
+        TypeError: if an argument has another type.
+        ValueError: if an argument is out of range.
 
     Example:
         >>> data = TextureDefects(category="gravel")  # doctest: +SKIP
@@ -214,6 +215,8 @@ class TextureDefects(AnomalibDataModule):
         val_split_ratio: float = 0.5,
         seed: int = 0,
     ) -> None:
+        check_data_arguments(TextureDefects.__init__, locals())
+        check_arguments(category, seed)
         super().__init__(
             train_batch_size=train_batch_size,
             eval_batch_size=eval_batch_size,
@@ -228,7 +231,6 @@ class TextureDefects(AnomalibDataModule):
             val_split_ratio=val_split_ratio,
             seed=seed,
         )
-        check_arguments(category, seed)
         self.root = resolve_dataset_root(root, "TextureDefects")
         self.category = category
         self.pictures_seed = seed

@@ -1,0 +1,68 @@
+"""What a checkpoint says about itself, so that a model that does not fit it is refused in words.
+
+The source's weights are part of the checkpoint, although they are most of it: it needs nothing else then, and no other
+file can be taken for the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from anomalib.models.components import AnomalibModule
+
+from kd_multiresolution import __version__
+
+KEY = "kd_multiresolution"
+FORMAT = 1
+"""To be raised with every change after which older versions cannot read new checkpoints."""
+
+ARGUMENTS = ("source", "variant", "cloner", "cloner_bias", "cloner_batch_norm")  # what decides the tensors' shapes
+
+
+def describe(model: AnomalibModule, critical_points: tuple[str, ...]) -> dict[str, Any]:
+    """Return the entry that a checkpoint gets.
+
+    Args:
+        model: the Lightning module.
+        critical_points: the source's, in place of the argument, which may be the default.
+    """
+    built = {name: model.hparams[name] for name in ARGUMENTS}
+    return {"format": FORMAT, "version": __version__, "built": {**built, "critical_points": list(critical_points)}}
+
+
+def check_checkpoint(checkpoint: Mapping[str, Any], model: AnomalibModule, critical_points: tuple[str, ...]) -> None:
+    """Check that a model can be loaded from a checkpoint.
+
+    Args:
+        checkpoint: what was read.
+        model: the Lightning module.
+        critical_points: the source's.
+
+    Raises:
+        ValueError: if it is another model's, a newer version's, or was built with other arguments.
+    """
+    theirs = checkpoint.get(KEY)
+    if theirs is None:
+        # Before 0.2 checkpoints had no entry.
+        if not any(name.startswith("model.source.") for name in checkpoint["state_dict"]):
+            msg = "This is not a checkpoint of KdMultiresolution: it holds no source."
+            raise ValueError(msg)
+        return
+    if theirs["format"] > FORMAT:
+        msg = (
+            f"This checkpoint was written by kd_multiresolution {theirs['version']}; {__version__} cannot read it. "
+            "Install that version, or a newer one."
+        )
+        raise ValueError(msg)
+    ours = describe(model, critical_points)["built"]
+    differing = [name for name in ours if ours[name] != theirs["built"][name]]
+    if differing:
+        trained, given = (
+            ", ".join(f"{name}={built[name]!r}" for name in differing) for built in (theirs["built"], ours)
+        )
+        msg = (
+            f"This checkpoint was trained with {trained}; the model was built with {given}. Give it the arguments of "
+            "the training, or use KdMultiresolution.load_from_checkpoint(path), which knows them."
+        )
+        raise ValueError(msg)

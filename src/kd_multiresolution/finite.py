@@ -1,0 +1,48 @@
+"""What is no number never passes as a score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from anomalib.data import InferenceBatch
+from torch import Tensor
+
+SICK_IMAGE = "its pixels are not finite; check the file, or the transform that it went through"
+SICK_MODEL = "its pixels are finite, so weights or arithmetic are not: lower learning_rate, or use a higher precision"
+
+
+class NonFiniteError(ValueError):
+    """Images have a score or a map that is not finite.
+
+    Args:
+        reasons: why, by the image's position in the batch.
+        names: what to call the images; default: by position.
+    """
+
+    def __init__(self, reasons: dict[int, str], names: Sequence[str] | None = None) -> None:
+        self.reasons = reasons
+        images = "; ".join(f"{names[i] if names else f'image {i} of the batch'}: {why}" for i, why in reasons.items())
+        super().__init__(f"No finite anomaly score or map. {images}.")
+
+
+def checked_predictions(predictions: InferenceBatch, images: Tensor) -> InferenceBatch:
+    """Return predictions that are all finite; an exported model cannot raise, and goes without.
+
+    Args:
+        predictions: scores (N,), and maps (N, 1, H, W) or ``None``.
+        images: what they were told from, (N, C, H, W).
+
+    Raises:
+        NonFiniteError: if one is not finite.
+    """
+    if torch.compiler.is_exporting():
+        return predictions
+    finite = cast("Tensor", predictions.pred_score).isfinite()
+    if predictions.anomaly_map is not None:
+        finite = finite & predictions.anomaly_map.isfinite().flatten(1).all(1)
+    if not bool(finite.all()):
+        sick = (~finite).nonzero().flatten().tolist()
+        raise NonFiniteError({i: SICK_MODEL if bool(images[i].isfinite().all()) else SICK_IMAGE for i in sick})
+    return predictions

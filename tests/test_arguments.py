@@ -1,0 +1,208 @@
+"""One row, one bad argument: each is refused by name, before any work is done."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from anomalib.cli.cli import AnomalibCLI
+
+from kd_multiresolution import KdMultiresolution, KdMultiresolutionModel
+from kd_multiresolution.arguments import check_types
+from kd_multiresolution.data import BrainMRI, HeadCT, OneClassCIFAR10, OneClassFolder, RetinalOCT, TextureDefects
+from kd_multiresolution.dual import DualModel
+
+NAN, INF = float("nan"), float("inf")
+WRONG_TYPE = r"={value}: expected .*, not {type}\."
+
+# By argument: values of another type, and values out of range with what the message must say.
+BOTH: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {
+    "source": ([None, 3], [("", "not a model of timm"), ("no_such", "light_vgg")]),
+    "variant": ([None, 1, ["paper"]], [("Paper", "paper, dual")]),
+    "pretrained": (["yes", None, 1], []),
+    "source_weights": ([3, True], [("nowhere.pth", "no such file")]),
+    "critical_points": ([3, "pool3", [1], ["pool3", None]], [([], "pool1, pool2"), (["pool9"], "pool1, pool2")]),
+    "sigma": (["4", None, True, np.float64(4)], [(-1, "0 or more"), (NAN, "0 or more"), (INF, "0 or more")]),
+    "image_size": (
+        ["64", 64.0, (64,), (64, 64, 64), (64, None), [], NAN, True, np.int64(64)],
+        [(0, "multiples of"), (-32, "multiples of"), (33, "for example"), ((64, 40), "for example")],
+    ),
+    "imagenet_normalization": (["no", 3], []),
+    "epochs": (["3", 2.5, True, NAN, np.int64(3)], [(0, "above 0"), (-1, "above 0")]),
+    "learning_rate": (["x", True, np.float64(1e-3)], [(v, "above 0") for v in (0, -1.0, NAN, INF)]),
+    "cache": ([True, 16], [("float64", "float32, float16, or null")]),
+    "cache_memory": (["x", None], [(v, "0 or more") for v in (-1, NAN, INF)]),
+    "cache_folder": ([3], [("/no/such/folder", "Make it first")]),
+    "seed": (["x", None, 2.5, True, NAN], [(-1, "0 to 4294967295"), (2**32, "0 to 4294967295")]),
+    "pre_processor": ([None, "x", 3], []),
+    "post_processor": ([None, "x", 3], []),
+    "evaluator": ([None, "x", 3], []),
+    "visualizer": ([None, "x", 3], []),
+}
+PAPER: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {
+    "score_points": ([3, "pool3", [1]], [([], "critical_points"), (["pool1"], "pool2, pool3, pool4, pool5")]),
+    "cloner": ([None, 1], [("big", "compact, equal")]),
+    "cloner_bias": (["no", 2, None], []),
+    "cloner_batch_norm": (["no", None], []),
+    "terms": ([None, 3], [("cosine", "'total', 'value', 'direction'")]),
+    "value_weight": ([None, [1], True], [(v, "above 0, or 'auto'") for v in (0, -1.0, NAN, INF, "Auto")]),
+    "anomaly_map": ([1, True], [("x", "gradient, smooth_grad, guided_backprop, discrepancy")]),
+    "attribution_path": ([None], [("x", "both, cloner")]),
+    "smooth_grad_samples": (["3", None, 2.5, NAN, True], [(0, "1 or more"), (-1, "1 or more")]),
+    "smooth_grad_noise": (["x", None], [(v, "0 or more") for v in (-1, NAN, INF)]),
+    "smooth_grad_as_published": (["no", None], []),
+    "explicit_backward": (["no"], []),
+    "percentile_scale": (["no", 1], []),
+}
+DUAL: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {
+    "critical_points": ([], [(["pool3"], "expected two")]),
+    "false_alarm_rate": (["x", None], [(v, "above 0 and below 1") for v in (0, 1, -1, NAN, INF)]),
+}
+Row = tuple[str, str, Any, type[Exception], str]
+
+
+def rows(variant: str, tables: Sequence[dict[str, tuple[list[Any], list[tuple[Any, str]]]]]) -> list[Row]:
+    made: list[Row] = []
+    for table in tables:
+        for name, (of_another_type, out_of_range) in table.items():
+            for value in of_another_type:
+                message = WRONG_TYPE.format(value=re.escape(repr(value)), type=type(value).__name__)
+                made.append((variant, name, value, TypeError, message))
+            made += [(variant, name, value, ValueError, f".*{re.escape(said)}") for value, said in out_of_range]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("variant", "name", "value", "kind", "message"), [*rows("paper", (BOTH, PAPER)), *rows("dual", (BOTH, DUAL))]
+)
+def test_the_model_refuses(variant: str, name: str, value: Any, kind: type[Exception], message: str) -> None:
+    arguments = {"source": "light_vgg", "pretrained": False, "variant": variant, "image_size": 64, name: value}
+    if name == "pre_processor":
+        del arguments["image_size"]
+    with pytest.raises(kind, match=name + message):
+        KdMultiresolution(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sigma": 17.0, "image_size": 64}, r"sigma=17.0: the blur needs images of at least 68 pixels, not \(64, 64\)"),
+        ({"sigma": 20, "image_size": (128, 64)}, "sigma=20: .* at least 80 pixels, .*smaller sigma"),
+        ({"sigma": 17.0, "image_size": 64, "variant": "dual"}, "sigma=17.0: .* at least 68 pixels"),
+        ({"image_size": (16, 64), "variant": "dual"}, r"image_size=\(16, 64\): variant='dual' .* at least 32 pixels"),
+        ({"critical_points": ["pool3"], "score_points": ["pool4"]}, r"score_points=.*critical_points, pool3"),
+        ({"variant": "dual", "terms": "value"}, "terms='value': variant='dual' has no such argument"),
+        ({"false_alarm_rate": 0.1}, "false_alarm_rate=0.1: variant='paper' has no such argument"),
+        ({"image_size": 64, "pre_processor": False}, "image_size=64.*Leave them out"),
+    ],
+)
+def test_the_model_refuses_combinations(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        KdMultiresolution(**{"source": "light_vgg", "pretrained": False, **arguments})
+
+
+def test_scores_alone_need_no_room_for_a_blur() -> None:
+    assert KdMultiresolution("light_vgg", pretrained=False, image_size=32, sigma=50.0, anomaly_map=None)
+
+
+@pytest.mark.parametrize("model", [KdMultiresolutionModel, DualModel])
+def test_the_torch_models_check_types_themselves(model: type) -> None:
+    with pytest.raises(TypeError, match="sigma='4': expected float, not str"):
+        model("light_vgg", sigma="4")
+
+
+@pytest.mark.parametrize("value", [["pool3", "pool4"], ("pool3", "pool4"), None])
+def test_what_fits_is_taken(value: Any) -> None:
+    check_types(KdMultiresolution.__init__, {"critical_points": value, "image_size": [64, 64], "sigma": 4})
+    check_types(KdMultiresolution.__init__, {"source_weights": Path("a.pth"), "value_weight": "auto", "seed": 0})
+
+
+COMMON: list[Row] = [
+    ("", name, value, kind, message)
+    for name, values, kind, message in (
+        ("train_batch_size", (0, -1), ValueError, ": expected 1 or more"),
+        ("eval_batch_size", (0, -1), ValueError, ": expected 1 or more"),
+        ("num_workers", (-1,), ValueError, ": expected 0 or more"),
+        ("val_split_ratio", (0, 1, -1, 2.0, NAN), ValueError, ": expected a part of the images"),
+        ("seed", (-1, 2**32), ValueError, ": expected a seed"),
+        ("val_split_mode", ("x",), ValueError, ": expected one of none, same_as_test, "),
+        ("test_split_mode", ("x",), ValueError, ": expected one of none, from_dir, synthetic"),
+        ("train_batch_size", ("8", 2.5, None, True), TypeError, ": expected int, not"),
+        ("num_workers", ("2", 1.5, None), TypeError, ": expected int, not"),
+        ("val_split_ratio", ("x", None), TypeError, ": expected float, not"),
+        ("seed", ("x", 2.5), TypeError, ": expected int"),
+        ("val_split_mode", (None, 3), TypeError, ": expected ValSplitMode | str, not"),
+        ("augmentations", ("x", 3), TypeError, ": expected Transform | None, not"),
+        ("root", (3,), TypeError, ": expected Path | str"),
+    )
+    for value in values
+]
+OWN: list[tuple[type, str, Any, type[Exception], str]] = [
+    (OneClassFolder, "normal_class", 2.5, TypeError, ": expected int | str, not float"),
+    (OneClassCIFAR10, "normal_class", 10, ValueError, ": .*9 truck"),
+    (OneClassCIFAR10, "normal_class", "lorry", ValueError, ": .*9 truck"),
+    (OneClassCIFAR10, "pictures_per_class", -1, ValueError, ": expected 0 or more"),
+    (OneClassCIFAR10, "pictures_per_class", "x", TypeError, ": expected int, not str"),
+    (OneClassCIFAR10, "val_split_mode", "from_dir", ValueError, "'from_dir': .*no validation set of its own"),
+    (BrainMRI, "split_seed", -1, ValueError, ": expected a seed"),
+    (BrainMRI, "split_seed", "x", TypeError, ": expected int, not str"),
+    (BrainMRI, "val_split_mode", "from_dir", ValueError, "'from_dir': .*no validation folder"),
+    (HeadCT, "augment", "no", TypeError, ": expected bool, not str"),
+    (TextureDefects, "category", "sand", ValueError, ": expected one of brick, grass, gravel"),
+    (TextureDefects, "category", 3, TypeError, ": expected str, not int"),
+    (TextureDefects, "test_split_ratio", 2.0, ValueError, ": expected a part of the images"),
+]
+MODULES = (OneClassFolder, OneClassCIFAR10, BrainMRI, HeadCT, RetinalOCT, TextureDefects)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "value", "kind", "message"),
+    [*OWN, *((module, *row[1:]) for module in MODULES for row in COMMON)],
+)
+def test_a_data_module_refuses(module: type, name: str, value: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=rf"^{name}=.*{message.replace('|', '[|]')}"):
+        module(**{"root": "nowhere", name: value})
+
+
+# Through jsonargparse, which takes strings: types are its part, ranges ours.
+FROM_OUTSIDE = [
+    ("model.value_weight", "0", "value_weight=0.0: expected a number above 0"),
+    ("model.sigma", "-1", "sigma=-1.0: expected a number of pixels"),
+    ("model.sigma", "wide", "sigma"),
+    ("model.image_size", "33", r"image_size=\(33, 33\): .*for example"),
+    ("model.critical_points", "[pool9]", r"critical_points=\['pool9'\]: .*pool1, pool2"),
+    ("model.score_points", "[pool1]", r"score_points=\['pool1'\]: .*critical_points, pool2"),
+    ("model.variant", "triple", "triple"),
+    ("model.no_such_argument", "1", "no_such_argument"),
+    ("data.train_batch_size", "0", "train_batch_size=0: expected 1 or more"),
+    ("data.train_batch_size", "many", "train_batch_size"),
+    ("data.val_split_ratio", "2", "val_split_ratio=2.0: expected a part"),
+    ("data.category", "sand", "category='sand': expected one of brick"),
+]
+
+
+@pytest.mark.parametrize("form", ["command line", "yaml"])
+@pytest.mark.parametrize(("key", "value", "message"), FROM_OUTSIDE)
+def test_anomalibs_command_refuses(
+    form: str, key: str, value: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group, name = key.split(".")
+    config: dict[str, dict[str, Any]] = {
+        "model": {"class_path": "KdMultiresolution", "init_args": {"source": "light_vgg", "pretrained": False}},
+        "data": {"class_path": "TextureDefects", "init_args": {"root": str(tmp_path)}},
+    }
+    arguments = []
+    if form == "yaml":
+        config[group]["init_args"][name] = yaml.safe_load(value)
+    else:
+        arguments = [f"--{key}={value}"]
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    with pytest.raises((SystemExit, ValueError)) as caught:
+        AnomalibCLI(args=["train", "--config", str(file), *arguments], run=False)
+    assert re.search(message, f"{capsys.readouterr().err} {caught.value}", re.DOTALL)
