@@ -51,6 +51,11 @@ if __name__ == "__main__":
     parser.add_argument("images", type=Path, nargs="+", help="image files")
     parser.add_argument("--output", type=Path, required=True, help="folder of the heat maps")
     arguments = parser.parse_args()
+    for file in (arguments.model, *arguments.images):
+        if not file.is_file():
+            parser.error(f"{file}: no such file")
+    if arguments.model.suffix not in {".onnx", ".xml"}:
+        parser.error(f"{arguments.model}: expected an .onnx or .xml file")
     model = load(arguments.model)
     arguments.output.mkdir(parents=True, exist_ok=True)
     for file in arguments.images:
@@ -62,5 +67,5 @@ if __name__ == "__main__":
             heat_map = outputs["anomaly_map"].squeeze()
             heat_map = heat_map / (1.0 if has_threshold else max(heat_map.max(), np.finfo(np.float32).tiny))
             # Images of the same name may lie in different folders, one per kind of defect.
-            target = arguments.output / f"{file.parent.name}_{file.stem}.png"
+            target = arguments.output / f"{file.resolve().parent.name}_{file.stem}.png"
             Image.fromarray((heat_map.clip(0, 1) * 255).astype(np.uint8)).save(target)

@@ -81,8 +81,8 @@ def test_page_of_one_kind_says_that_there_is_no_curve() -> None:
     assert curve.get_title().startswith("no ROC curve")
 
 
-@pytest.mark.parametrize("visualizer", [True, False])
-def test_a_test_run_writes_its_page(tmp_path: Path, visualizer: bool) -> None:
+@pytest.mark.parametrize(("visualizer", "fitted", "height"), [(True, True, 1160), (True, False, 780), (False, True, 0)])
+def test_a_test_run_writes_its_page(tmp_path: Path, visualizer: bool, fitted: bool, height: int) -> None:
     generator = np.random.default_rng(0)
     for folder in ("good", "bad"):
         (tmp_path / folder).mkdir()
@@ -92,10 +92,12 @@ def test_a_test_run_writes_its_page(tmp_path: Path, visualizer: bool) -> None:
     data = Folder("noise", root=tmp_path, normal_dir="good", abnormal_dir="bad", num_workers=0)
     model = KdMultiresolution("light_vgg", image_size=SIZE, visualizer=visualizer)
     engine = Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu")
+    if fitted:
+        engine.validate(model, datamodule=data)
     engine.test(model, datamodule=data)
     pages = list(tmp_path.rglob("report.png"))
     assert len(pages) == int(visualizer)
     for page in pages:
         assert page.parent == Path(engine.trainer.default_root_dir)
         with Image.open(page) as picture:
-            assert picture.size == (1200, 1160)
+            assert picture.size == (1200, height)

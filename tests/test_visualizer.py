@@ -63,6 +63,12 @@ def test_files_of_a_test_run(tmp_path: Path) -> None:
     assert {Image.open(file).size for file in files} == {(64, 32)}
 
 
+@pytest.mark.parametrize("arguments", [{"anomaly_map": None}, {"post_processor": False}])
+def test_model_without_normalised_maps_refuses_it(arguments: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"ThresholdVisualizer\(\), .* it draws normalised maps"):
+        KdMultiresolution("light_vgg", image_size=32, visualizer=ThresholdVisualizer(), **arguments)
+
+
 def test_errors_name_the_argument() -> None:
     with pytest.raises(ValueError, match=r"omit_below=1.5: expected a normalised score"):
         ThresholdVisualizer(1.5)

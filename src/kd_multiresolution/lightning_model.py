@@ -50,6 +50,7 @@ from kd_multiresolution.registration import register_models
 from kd_multiresolution.report import REPORT_FILE, Report
 from kd_multiresolution.torch_model import KdMultiresolutionModel
 from kd_multiresolution.training_cache import TrainingCache
+from kd_multiresolution.visualizer import ThresholdVisualizer
 
 logger = logging.getLogger(__name__)
 
@@ -191,6 +192,12 @@ class KdMultiresolution(AnomalibModule):
         check_types(KdMultiresolution.__init__, locals())
         _check_variant(variant, locals())
         check_seed("seed", seed)
+        if isinstance(visualizer, ThresholdVisualizer) and (anomaly_map is None or post_processor is False):
+            msg = (
+                f"visualizer=ThresholdVisualizer(), anomaly_map={anomaly_map!r}, post_processor={post_processor!r}: it "
+                "draws normalised maps. Use visualizer=False, or give it a map and a post-processor."
+            )
+            raise ValueError(msg)
         if pre_processor is not True and (image_size is not None or imagenet_normalization):
             msg = (
                 f"image_size={image_size!r}, imagenet_normalization={imagenet_normalization!r}: both configure our own "
@@ -472,7 +479,7 @@ class KdMultiresolution(AnomalibModule):
     def _post_training_quantization_ov(model: Any, datamodule: AnomalibDataModule | None = None) -> Any:
         """Quantise the source alone: with the cloner and the maps in INT8 as well, neither score nor map is left."""
         if datamodule is None:
-            msg = "compression_type='int8_ptq': needs a data module, whose training images calibrate it."
+            msg = "compression_type=INT8_PTQ: needs a data module, whose training images calibrate it."
             raise ValueError(msg)
         return quantize_source(model, datamodule)
 

@@ -33,7 +33,7 @@ def quantize_source(model: Any, datamodule: AnomalibDataModule) -> Any:
     def images(batch: ImageBatch) -> Any:
         pictures = cast("Tensor", batch.image).as_subclass(Tensor)
         if height.is_static:
-            # Such a model does not resize images itself.
+            # Such a model takes images of one size only.
             size = (height.get_length(), width.get_length())
             pictures = F.interpolate(pictures, size=size, mode="bilinear", align_corners=False)
         return pictures.numpy()
@@ -48,7 +48,7 @@ def _all_but_source(model: Any) -> list[str]:
     operations = [op for op in model.get_ops() if op.get_type_name() not in {"Constant", "Parameter", "Result"}]
     others = [op.get_friendly_name() for op in operations if not _is_source_convolution(op)]
     if len(others) == len(operations):
-        msg = f"compression_type='int8_ptq': the exported model has no convolution with a weight named {SOURCE}*."
+        msg = f"compression_type=INT8_PTQ: the exported model has no convolution with a weight named {SOURCE}*."
         raise ValueError(msg)
     return others
 

@@ -95,7 +95,8 @@ class Report(Callback):
 
     A histogram of the scores of normal and defective images with the threshold, the ROC curve where the test set has
     both kinds, and image, true mask and heat map of the most anomalous images and of those nearest to the threshold.
-    Heat maps leave out what lies below the threshold of pixels; without one (it is fitted to masks) they show all.
+    Heat maps leave out what lies below the threshold of pixels, and show all where there is none. Without a fitted
+    threshold of images, scores are raw, nothing is nearest to it, and there are no heat maps.
     """
 
     def __init__(self) -> None:
@@ -125,9 +126,12 @@ class Report(Callback):
         self.run = ScoredImages()
         if trainer.is_global_zero and run.scores:
             post_processor = getattr(pl_module, "post_processor", None)
-            of_pixels = bool(torch.isfinite(post_processor.pixel_threshold)) if post_processor else False
+            of_images, of_pixels = (
+                bool(torch.isfinite(getattr(post_processor, name, torch.tensor(torch.nan))))
+                for name in ("image_threshold", "pixel_threshold")
+            )
             visualizer = ThresholdVisualizer(omit_below=THRESHOLD if of_pixels else 0.0)
-            page = draw_page(run, visualizer, has_threshold=post_processor is not None)
+            page = draw_page(run, visualizer, has_threshold=of_images)
             folder = Path(trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
             page.savefig(folder / REPORT_FILE)

@@ -25,8 +25,8 @@ ALPHA = 0.5  # opacity of the heat map, as anomalib's
 class ThresholdVisualizer(ImageVisualizer):
     """Draws image, mask and the image under its heat map, the last only where a score is high enough.
 
-    anomalib's own visualizer covers the whole image. Use this one as ``visualizer=ThresholdVisualizer()``, or
-    ``--model.visualizer kd_multiresolution.ThresholdVisualizer``.
+    anomalib's own visualizer covers the whole image. This one needs a map, and a post-processor that normalises it.
+    Use it as ``visualizer=ThresholdVisualizer()``, or ``--model.visualizer kd_multiresolution.ThresholdVisualizer``.
 
     Args:
         omit_below: normalised score, in [0, 1], below which pixels are omitted; 0.5 is the pixel threshold.
@@ -59,7 +59,7 @@ class ThresholdVisualizer(ImageVisualizer):
             ValueError: if there is no anomaly map.
         """
         if item.anomaly_map is None:
-            msg = "anomaly_map=None: this model gives scores alone. Use visualizer=False."
+            msg = "anomaly_map=None: this model gives scores alone. Use visualizer=False (--model.visualizer false)."
             raise ValueError(msg)
         plain: dict[str, Any] = {"field_size": self.field_size, "text_config": {"enable": False}}
         picture, mask = (visualize_image_item(item, fields=[field], **plain) for field in ("image", "gt_mask"))
