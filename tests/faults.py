@@ -19,6 +19,7 @@ from typing import Any
 
 import fsspec.implementations.local
 import numpy as np
+import torch
 from anomalib.data import Folder
 from anomalib.engine import Engine
 from lightning.pytorch import Callback
@@ -57,7 +58,11 @@ def train(root: Path, variant: str, out: Path, *callbacks: Callback, checkpoint:
         default_root_dir=out, callbacks=[*callbacks], check_val_every_n_epoch=2, logger=False, accelerator="cpu",
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
+    # Sums depend on the number of threads, and a forked process need not have its parent's.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     engine.fit(model, datamodule=data, ckpt_path=checkpoint)
+    torch.set_num_threads(threads)
     return model
 
 
