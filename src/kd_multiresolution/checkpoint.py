@@ -44,7 +44,7 @@ def check_checkpoint(checkpoint: Mapping[str, Any], model: AnomalibModule, criti
     """
     theirs = checkpoint.get(KEY)
     if theirs is None:
-        # Before 0.2 checkpoints had no entry.
+        # Another model's, or written before checkpoints had an entry.
         if not any(name.startswith("model.source.") for name in checkpoint["state_dict"]):
             msg = "This is not a checkpoint of KdMultiresolution: it holds no source."
             raise ValueError(msg)

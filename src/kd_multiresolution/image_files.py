@@ -36,31 +36,13 @@ class ImageFileCheck(Callback):
     def __init__(self) -> None:
         self._checked: set[str] = set()
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Check the files of a training batch."""
-        del trainer, pl_module, batch_idx
+    def _on_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        del trainer, pl_module, args, kwargs
         self._check(batch)
 
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Check the files of a validation batch."""
-        del trainer, pl_module, batch_idx, dataloader_idx
-        self._check(batch)
-
-    def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Check the files of a test batch."""
-        del trainer, pl_module, batch_idx, dataloader_idx
-        self._check(batch)
-
-    def on_predict_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Check the files of a batch to predict."""
-        del trainer, pl_module, batch_idx, dataloader_idx
-        self._check(batch)
+    on_train_batch_start = on_validation_batch_start = on_test_batch_start = on_predict_batch_start = _on_batch_start
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Put the name of the first unreadable file into an error that came from reading one."""

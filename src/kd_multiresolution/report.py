@@ -115,7 +115,11 @@ class Report(Callback):
         self.run.add(batch)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the page; of several processes the first one does."""
+        """Write the page; of several processes the first one does.
+
+        Lightning gives each process equally many images, and repeats one for that; it is then counted twice, as in the
+        metrics.
+        """
         run = self.run
         if trainer.world_size > 1:
             parts: list[Any] = [None] * trainer.world_size
