@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import fsspec.implementations.local
-import numpy as np
 import torch
 from anomalib.data import Folder
 from anomalib.engine import Engine
@@ -29,6 +28,7 @@ import reproduce
 from kd_multiresolution import KdMultiresolution
 from kd_multiresolution.data.texture_defects import ensure_written
 from kd_multiresolution.feature_cache import FileStore
+from tests.data.generated import write_image
 
 IMAGES = 8
 BATCHES = 2  # per epoch
@@ -36,11 +36,9 @@ EPOCHS = 4  # a checkpoint after every second one
 SMALL_DISK = 100_000  # bytes per file: too few for a checkpoint
 
 
-def write_pictures(folder: Path, count: int, size: int = 32) -> None:
-    folder.mkdir(parents=True)
+def write_pictures(folder: Path, count: int) -> None:
     for i in range(count):
-        generator = np.random.default_rng(i)
-        Image.fromarray(generator.integers(0, 200, (size, size, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        write_image(folder / f"{i}.png", i, "RGB", (32, 32))
 
 
 def train(root: Path, variant: str, out: Path, *callbacks: Callback, checkpoint: Path | None = None) -> Any:

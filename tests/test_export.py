@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from kd_multiresolution import KdMultiresolution
+from tests.data.generated import write_noise_folders
 
 Run = Callable[[npt.NDArray[np.float32]], dict[str, npt.NDArray[np.float32]]]
 
@@ -147,12 +148,7 @@ def test_scores_alone_are_exported_without_a_map(tmp_path: Path) -> None:
 
 
 def test_quantised_source_keeps_score_and_map(tmp_path: Path) -> None:
-    generator = np.random.default_rng(1)
-    for folder in ("good", "bad"):
-        (tmp_path / folder).mkdir()
-        for number in range(6):
-            noise = generator.integers(0, 255, (80, 80, 3), dtype=np.uint8)
-            Image.fromarray(noise).save(tmp_path / folder / f"{number}.png")
+    write_noise_folders(tmp_path, 6, (80, 80))
     data = Folder("noise", root=tmp_path, normal_dir="good", abnormal_dir="bad", num_workers=0)
     network = model(source="light_vgg", anomaly_map="discrepancy")
     with pytest.raises(ValueError, match="INT8_PTQ: needs a data module"):

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from anomalib.data import Folder, ImageBatch
@@ -13,6 +12,7 @@ from PIL import Image
 
 from kd_multiresolution import KdMultiresolution, ThresholdVisualizer
 from kd_multiresolution.report import PICTURES, ScoredImages, draw_page
+from tests.data.generated import write_noise_folders
 
 SIZE = 32
 
@@ -83,12 +83,7 @@ def test_page_of_one_kind_says_that_there_is_no_curve() -> None:
 
 @pytest.mark.parametrize(("visualizer", "fitted", "height"), [(True, True, 1160), (True, False, 780), (False, True, 0)])
 def test_a_test_run_writes_its_page(tmp_path: Path, visualizer: bool, fitted: bool, height: int) -> None:
-    generator = np.random.default_rng(0)
-    for folder in ("good", "bad"):
-        (tmp_path / folder).mkdir()
-        for number in range(4):
-            noise = generator.integers(0, 255, (40, 48, 3), dtype=np.uint8)
-            Image.fromarray(noise).save(tmp_path / folder / f"{number}.png")
+    write_noise_folders(tmp_path, 4)
     data = Folder("noise", root=tmp_path, normal_dir="good", abnormal_dir="bad", num_workers=0)
     model = KdMultiresolution("light_vgg", image_size=SIZE, visualizer=visualizer)
     engine = Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu")

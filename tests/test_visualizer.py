@@ -10,6 +10,7 @@ from anomalib.engine import Engine
 from PIL import Image
 
 from kd_multiresolution import KdMultiresolution, ThresholdVisualizer
+from tests.data.generated import write_noise_folders
 
 SIZE = (32, 32)
 
@@ -48,12 +49,7 @@ def test_true_mask_stands_between_the_two() -> None:
 
 
 def test_files_of_a_test_run(tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
-    for folder in ("good", "bad"):
-        (tmp_path / folder).mkdir()
-        for number in range(4):
-            noise = generator.integers(0, 255, (40, 48, 3), dtype=np.uint8)
-            Image.fromarray(noise).save(tmp_path / folder / f"{number}.png")
+    write_noise_folders(tmp_path, 4)
     data = Folder("noise", root=tmp_path, normal_dir="good", abnormal_dir="bad", num_workers=0)
     visualizer = ThresholdVisualizer(field_size=SIZE, output_dir=tmp_path / "drawn")
     model = KdMultiresolution("light_vgg", image_size=32, visualizer=visualizer)
@@ -61,6 +57,10 @@ def test_files_of_a_test_run(tmp_path: Path) -> None:
     files = list((tmp_path / "drawn").rglob("*.png"))
     assert files
     assert {Image.open(file).size for file in files} == {(64, 32)}
+    for file in files:
+        with Image.open(tmp_path / file.parent.name / file.name) as picture:
+            expected = pixels(picture.resize(SIZE))
+        assert np.abs(pixels(Image.open(file))[:, :32] - expected).mean() < 2
 
 
 @pytest.mark.parametrize("arguments", [{"anomaly_map": None}, {"post_processor": False}])

@@ -16,6 +16,13 @@ def write_image(path: Path, seed: int = 0, mode: str = "L", size: tuple[int, int
     return path
 
 
+def write_noise_folders(root: Path, count: int, size: tuple[int, int] = (48, 40)) -> None:
+    """Write as many noisy pictures each into ``good`` and ``bad``."""
+    for start, folder in ((0, "good"), (count, "bad")):
+        for number in range(count):
+            write_image(root / folder / f"{number}.png", start + number, "RGB", size)
+
+
 def write_idx(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
