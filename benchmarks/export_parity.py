@@ -81,7 +81,7 @@ def rows(name: str, model: KdMultiresolution, kinds: dict[str, Tensor], folder: 
         onnx = model.to_onnx(folder, f"{method}_{path}")
         xml = folder / f"{method}_{path}.xml"
         openvino.save_model(openvino.convert_model(onnx), xml, compress_to_fp16=False)
-        for runtime, run in (("ONNX Runtime", load(onnx)), ("OpenVINO", load(xml))):
+        for runtime, run in (("ONNX Runtime", load(onnx)[0]), ("OpenVINO", load(xml)[0])):
             for kind, images in kinds.items():
                 figures = [compared(run, model, images[:batch]) for batch in BATCHES]
                 differences, correlations, shares = zip(*figures, strict=True)

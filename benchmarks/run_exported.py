@@ -20,26 +20,34 @@ from PIL import Image
 
 Array = npt.NDArray[np.float32]
 Model = Callable[[Array], dict[str, Array]]
+Size = tuple[int, int] | None
 
 
-def load(file: Path) -> Model:
-    """Return a function from images, (N, 3, H, W) in [0, 1], to the model's outputs by name."""
+def load(file: Path) -> tuple[Model, Size]:
+    """Return a function from images, (N, 3, H, W) in [0, 1], to the model's outputs by name, and the size it takes.
+
+    The size, (H, W), is None where the model was exported without one: then it takes images of any size.
+    """
     if file.suffix == ".onnx":
         import onnxruntime
 
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
-        return lambda images: dict(zip(names, session.run(None, {"input": images}), strict=True))
+        height, width = session.get_inputs()[0].shape[2:]  # names where they are dynamic
+        size = (height, width) if isinstance(height, int) else None
+        return lambda images: dict(zip(names, session.run(None, {"input": images}), strict=True)), size
     import openvino
 
     # Where a processor has bfloat16, OpenVINO computes in it unless it is told not to: 8 bits are too few for
     # differences of nearly equal activations.
     compiled = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return lambda images: {name.get_any_name(): output for name, output in compiled(images).to_dict().items()}
+    shape = compiled.input(0).partial_shape
+    size = (shape[2].get_length(), shape[3].get_length()) if shape[2].is_static else None
+    return lambda images: {key.get_any_name(): output for key, output in compiled(images).to_dict().items()}, size
 
 
 def read(file: Path) -> Array:
-    """Return an image as the model takes it, (1, 3, H, W) in [0, 1]; the model resizes it itself."""
+    """Return an image as the model takes it, (1, 3, H, W) in [0, 1]."""
     with Image.open(file) as image:
         pixels = np.asarray(image.convert("RGB"), np.float32) / 255
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
@@ -56,10 +64,17 @@ if __name__ == "__main__":
             parser.error(f"{file}: no such file")
     if arguments.model.suffix not in {".onnx", ".xml"}:
         parser.error(f"{arguments.model}: expected an .onnx or .xml file")
-    model = load(arguments.model)
+    model, size = load(arguments.model)
     arguments.output.mkdir(parents=True, exist_ok=True)
     for file in arguments.images:
-        outputs = model(read(file))
+        image = read(file)
+        if size not in {None, image.shape[2:]}:
+            height, width = image.shape[2:]
+            parser.error(
+                f"{file}: {height} x {width} pixels, but the model takes {size[0]} x {size[1]} alone. Resize the "
+                "image, or export the model without --input_size."
+            )
+        outputs = model(image)
         has_threshold = "pred_label" in outputs  # then scores and maps are normalised, and 0.5 is the threshold
         label = f", anomalous {bool(outputs['pred_label'].item())}" if has_threshold else ""
         print(f"{file}: score {outputs['pred_score'].item():.4f}{label}")

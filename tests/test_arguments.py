@@ -57,6 +57,7 @@ PAPER: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {
     "smooth_grad_noise": (["x", None], [(v, "0 or more") for v in (-1, NAN, INF)]),
     "smooth_grad_as_published": (["no", None], []),
     "explicit_backward": (["no"], []),
+    "chunk_size": (["x", None, 1.5], [(0, "1 or more"), (-1, "1 or more")]),
     "percentile_scale": (["no", 1], []),
 }
 DUAL: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {

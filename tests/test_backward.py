@@ -150,18 +150,16 @@ def test_model_gives_autograds_scores_and_maps(source: str, path: str, anomaly_m
     assert_gradients_close(ours.anomaly_map, expected.anomaly_map)
 
 
-def test_a_batch_is_taken_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, images, sizes = model(explicit_backward=True), pictures(), []
-    expected, whole = network(images), network._explicit_gradient
-
-    def counted(part: Tensor) -> tuple[Tensor, Tensor]:
-        sizes.append(len(part))
-        return whole(part)
-
-    monkeypatch.setattr("kd_multiresolution.torch_model.CHUNK_SIZE", 2)
-    monkeypatch.setattr(network, "_explicit_gradient", counted)
+@pytest.mark.parametrize("explicit_backward", [False, True])
+@pytest.mark.parametrize(("anomaly_map", "sizes"), [("gradient", [2, 2, 1]), ("smooth_grad", [5, *[2] * 7, 1])])
+def test_a_batch_is_taken_in_chunks(explicit_backward: bool, anomaly_map: str, sizes: list[int]) -> None:
+    arguments = {"anomaly_map": anomaly_map, "smooth_grad_samples": 3, "explicit_backward": explicit_backward}
+    network, images, seen = model(**arguments, chunk_size=2), pictures(), []
+    expected = model(**arguments)(images)
+    first = next(module for module in network.cloner.modules() if isinstance(module, nn.Conv2d))
+    first.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     ours = network(images)
-    assert sizes == [2, 2, 1]
+    assert seen == sizes
     torch.testing.assert_close(ours.pred_score, expected.pred_score)
     assert_gradients_close(ours.anomaly_map, expected.anomaly_map)
 
@@ -206,7 +204,8 @@ def test_recording_leaves_the_state_and_is_copied_and_saved_with_the_model() -> 
 
 def test_source_without_rules_is_refused_with_the_ways_out() -> None:
     arguments = {"pretrained": False, "critical_points": ["blocks.0", "blocks.1"]}
-    with pytest.raises(ValueError, match=r"source='efficientnet_b0'.*rule.*attribution_path='cloner'.*'discrepancy'"):
+    found, ways_out = "model.bn1, BatchNormAct2d, has no backward rule", ".*attribution_path='cloner'.*'discrepancy'"
+    with pytest.raises(ValueError, match=f"source='efficientnet_b0'.*{found}{ways_out}"):
         model("efficientnet_b0", **arguments, explicit_backward=True)
     network = model("efficientnet_b0", **arguments, attribution_path="cloner")
     expected = network(pictures())

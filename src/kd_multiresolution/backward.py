@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
 
-from kd_multiresolution.discrepancy import TERMS, normalize_terms
+from kd_multiresolution.discrepancy import TERMS, checked_features, normalize_terms
 
 EPS = 1e-8  # where torch's cosine_similarity guards its norms
 ADDITIONS = (operator.add, operator.iadd, torch.add)
@@ -73,8 +73,7 @@ class RecordedNetwork:
             elif node.op == "call_function" and node.target in ADDITIONS and len(inputs) == 2:
                 self.operations.append(Operation(node.name, inputs, None))
             else:
-                what = modules[node.target] if node.op == "call_module" else node.target
-                msg = f"operator {what} ({node.name}) has no backward rule."
+                msg = f"{_description(node, modules)} has no backward rule."
                 raise ValueError(msg)
 
     def _append(self, operation: Operation, only_user: bool) -> None:
@@ -166,11 +165,14 @@ def discrepancy_gradient(
         terms: as for the discrepancy.
 
     Returns:
-        Two lists of tensors of these shapes, for the source and for the cloner.
+        Two lists of tensors of these shapes and types, for the source and for the cloner.
+
+    Raises:
+        ValueError: as for the discrepancy.
     """
     names = normalize_terms(terms)
     at_source, at_cloner = [], []
-    for source, cloner in zip(source_features, cloner_features, strict=True):
+    for source, cloner in zip(*checked_features(source_features, cloner_features), strict=True):
         for_source, for_cloner = torch.zeros_like(source), torch.zeros_like(cloner)
         if "value" in names:
             weight = value_weight if "direction" in names else 1.0
@@ -189,7 +191,20 @@ def discrepancy_gradient(
             for_cloner = for_cloner + (cosine * cloner_unit - source_unit) * (below / cloner_norm)
         at_source.append(for_source)
         at_cloner.append(for_cloner)
-    return at_source, at_cloner
+    return (
+        [gradient.to(f.dtype) for gradient, f in zip(at_source, source_features, strict=True)],
+        [gradient.to(f.dtype) for gradient, f in zip(at_cloner, cloner_features, strict=True)],
+    )
+
+
+def _description(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
+    """Say which layer of the network, or which operator in it, a node is."""
+    if node.op == "call_module":
+        return f"layer {node.target}, {modules[str(node.target)]},"
+    operation = getattr(node.target, "__name__", node.target)
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    within = f" in layer {stack[-1][0]}, {stack[-1][1].__name__}," if stack else ""
+    return f"operator {operation}{within}"
 
 
 def _has_rule(module: nn.Module) -> bool:

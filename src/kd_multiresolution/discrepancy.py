@@ -65,12 +65,12 @@ def discrepancy_terms(
         ValueError: if the sequences are empty or differ in length or shape, or a term does not exist.
     """
     names = normalize_terms(terms)
-    source, cloner = _checked_features(source_features, cloner_features)
+    source, cloner = checked_features(source_features, cloner_features)
     functions = {"value": value, "direction": direction}
     return {name: functions[name](source, cloner) for name in names}
 
 
-def _checked_features(
+def checked_features(
     source_features: Sequence[Tensor], cloner_features: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return both in float32 or wider: sums over 100,000 activations lose their digits in half precision."""
@@ -166,6 +166,6 @@ def local_discrepancy(
         ValueError: as :func:`discrepancy`.
     """
     names = normalize_terms(terms)
-    points = zip(*_checked_features(source_features, cloner_features), strict=True)
+    points = zip(*checked_features(source_features, cloner_features), strict=True)
     functions = {"value": local_value, "direction": local_direction}
     return [weighted_sum({name: functions[name](s, c) for name in names}, value_weight) for s, c in points]

@@ -28,6 +28,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
 
 from kd_multiresolution.arguments import check_seed, check_types
+from kd_multiresolution.attribution import CHUNK_SIZE
 from kd_multiresolution.checkpoint import KEY as CHECKPOINT_KEY
 from kd_multiresolution.checkpoint import check_checkpoint, describe
 from kd_multiresolution.convergence import ConvergenceStopping
@@ -76,6 +77,7 @@ OTHER_VARIANTS_ARGUMENTS = {
         "smooth_grad_noise",
         "smooth_grad_as_published",
         "explicit_backward",
+        "chunk_size",
         "percentile_scale",
     ),
 }
@@ -119,6 +121,8 @@ class KdMultiresolution(AnomalibModule):
             of gradients.
         explicit_backward: compute gradients by the operators that an exported model has, instead of by autograd; the
             values are the same.
+        chunk_size: largest number of images, or of SmoothGrad's noisy copies, whose gradient is computed at once; it
+            bounds the memory.
         sigma: standard deviation of the anomaly map's Gaussian blur, in pixels.
         percentile_scale: scale every map to [0, 1] by its own 99th percentile, as for the paper's pixel figures. Maps
             of different images are then not comparable.
@@ -173,6 +177,7 @@ class KdMultiresolution(AnomalibModule):
         smooth_grad_noise: float = 0.05,
         smooth_grad_as_published: bool = False,
         explicit_backward: bool = False,
+        chunk_size: int = CHUNK_SIZE,
         sigma: float = 4.0,
         percentile_scale: bool = False,
         image_size: int | tuple[int, int] | None = None,
@@ -260,6 +265,7 @@ class KdMultiresolution(AnomalibModule):
             smooth_grad_noise=smooth_grad_noise,
             smooth_grad_as_published=smooth_grad_as_published,
             explicit_backward=explicit_backward,
+            chunk_size=chunk_size,
             sigma=sigma,
             percentile_scale=percentile_scale,
             seed=seed,

@@ -51,6 +51,7 @@ class KdMultiresolutionModel(nn.Module):
         smooth_grad_noise: standard deviation of the noise as a fraction of the image's range.
         smooth_grad_as_published: average scaled maps, under the published code's noise.
         explicit_backward: compute gradients by the operators that an exported model has, instead of by autograd.
+        chunk_size: largest number of images, or of their noisy copies, whose gradient is computed at once, 1 or more.
         sigma: standard deviation of the map's Gaussian blur in pixels.
         percentile_scale: scale each map to its 99th percentile, as the paper does; maps are then not comparable.
         seed: seed of the cloner's initial weights, and of a random source.
@@ -80,6 +81,7 @@ class KdMultiresolutionModel(nn.Module):
         smooth_grad_noise: float = 0.05,
         smooth_grad_as_published: bool = False,
         explicit_backward: bool = False,
+        chunk_size: int = CHUNK_SIZE,
         sigma: float = 4.0,
         percentile_scale: bool = False,
         seed: int = 0,
@@ -92,6 +94,9 @@ class KdMultiresolutionModel(nn.Module):
         if smooth_grad_samples < 1:
             msg = f"smooth_grad_samples={smooth_grad_samples!r}: expected a number of noisy copies, 1 or more."
             raise ValueError(msg)
+        if chunk_size < 1:
+            msg = f"chunk_size={chunk_size!r}: expected a number of images, 1 or more."
+            raise ValueError(msg)
         if not 0 <= smooth_grad_noise < float("inf"):
             msg = f"smooth_grad_noise={smooth_grad_noise!r}: expected a fraction of the image's range, 0 or more."
             raise ValueError(msg)
@@ -103,6 +108,7 @@ class KdMultiresolutionModel(nn.Module):
         self.smooth_grad_noise = smooth_grad_noise
         self.smooth_grad_as_published = smooth_grad_as_published
         self.explicit_backward = explicit_backward
+        self.chunk_size = chunk_size
         self.seed = seed
         self.source = Source(
             source, pretrained=pretrained, weights=source_weights, critical_points=critical_points, seed=seed
@@ -180,6 +186,7 @@ class KdMultiresolutionModel(nn.Module):
             samples=self.smooth_grad_samples,
             noise=self.smooth_grad_noise,
             as_published=self.smooth_grad_as_published,
+            chunk_size=self.chunk_size,
             seed=self.seed,
         )
         return scores, mean
@@ -192,10 +199,10 @@ class KdMultiresolutionModel(nn.Module):
         if self.explicit_backward:
             # Gradients are too small for half precision, as in input_gradient.
             with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-                parts = [self._explicit_gradient(part) for part in torch.split(images, CHUNK_SIZE)]
+                parts = [self._explicit_gradient(part) for part in torch.split(images, self.chunk_size)]
                 scores, gradients = zip(*parts, strict=True)
                 return torch.cat(scores), torch.cat(gradients)
-        return input_gradient(self._score, images)
+        return input_gradient(self._score, images, chunk_size=self.chunk_size)
 
     def _explicit_gradient(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Do as :func:`input_gradient`, with forward operators alone."""
