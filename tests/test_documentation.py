@@ -1,0 +1,105 @@
+"""The commands that the documentation shows: they are run, or at least accepted by the program that they name."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from anomalib.cli.cli import AnomalibCLI
+from jsonargparse import ArgumentParser
+
+from tests.data.generated import write_noise_folders
+
+PROJECT = Path(__file__).parents[1]
+PAGES = (*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md"), *(PROJECT / "configs").glob("*.yaml"))
+QUICK = ("--model.source", "light_vgg", "--model.image_size", "64", "--trainer.accelerator", "cpu")
+
+
+class Accepted(Exception):  # noqa: N818
+    """The arguments have been parsed; the program need not go on."""
+
+
+def commands(page: Path) -> Iterator[str]:
+    """Yield the commands of a page, from blocks, between backquotes, and in a configuration's first lines.
+
+    ``anomalib benchmark`` has a parser of its own, and a test in test_presets; options named alone are no commands.
+    """
+    text = page.read_text()
+    blocks, rest = re.findall(r"```\w*\n(.*?)```", text, re.DOTALL), re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines += [re.sub(r"\s+", " ", quoted) for quoted in re.findall(r"`([^`]+)`", rest)]
+    lines += re.findall(r"^# .*: (anomalib .*)$", rest, re.MULTILINE) if page.suffix == ".yaml" else []
+    for line in lines:
+        command = line.split(" && ")[-1]
+        if re.match(r"anomalib (?!benchmark)\w+ .*--(config|model) |python benchmarks/\S+ \S", command):
+            yield command
+
+
+ALL = [(page.name, command) for page in sorted(PAGES) for command in commands(page)]
+
+
+def of(program: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("command", sorted({command for _, command in ALL if command.startswith(program)}))
+
+
+@pytest.fixture(scope="module")
+def anomalib_parser() -> ArgumentParser:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AnomalibCLI, "before_instantiate_classes", lambda self: None)
+        patch.setattr(AnomalibCLI, "instantiate_classes", lambda self: None)
+        return AnomalibCLI(["train", "--model", "kd_multiresolution", "--data", "MVTecAD"], run=False).parser
+
+
+def test_every_page_with_commands_is_read() -> None:
+    pages = {page for page, _ in ALL}
+    assert {"README.md", "deployment.md", "own_data.md", "reproduce.md", "speed.md", "mvtec.yaml"} <= pages
+
+
+@of("anomalib")
+def test_anomalib_accepts(command: str, anomalib_parser: ArgumentParser, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, subcommand, *arguments = shlex.split(command)
+    monkeypatch.chdir(PROJECT)
+    parsed = anomalib_parser.parse_args([subcommand, *arguments])
+    assert parsed[subcommand].model.class_path.startswith("kd_multiresolution.")
+
+
+@of("python")
+def test_benchmarks_accept(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, script, *arguments = shlex.split(command)
+    parse = argparse.ArgumentParser.parse_args
+
+    def accepted(parser: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> None:
+        parse(parser, args, namespace)
+        raise Accepted
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", accepted)
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(Accepted):
+        runpy.run_path(str(PROJECT / script), run_name="__main__")
+
+
+def test_own_data_from_training_to_new_images(tmp_path: Path) -> None:
+    write_noise_folders(tmp_path / "parts", 8, (80, 80))
+    (tmp_path / "parts" / "bad").rename(tmp_path / "parts" / "defect")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "parts" / "good" / "0.png").rename(tmp_path / "new" / "a.png")
+    train, predict = commands(PROJECT / "docs" / "own_data.md")
+    for command in (f"{train} --model.epochs 1", predict):
+        _, *arguments = shlex.split(command)
+        program = str(Path(sys.executable).with_name("anomalib"))
+        done = subprocess.run(
+            [program, *arguments, *QUICK], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    results = tmp_path / "results" / "KdMultiresolution" / "parts" / "latest"
+    for name in ("report.png", "weights/lightning/model.ckpt", "images/good", "images/defect"):
+        assert (results / name).exists(), name
+    assert list(tmp_path.rglob("images/**/a.png")), "the new image has a heat map"
