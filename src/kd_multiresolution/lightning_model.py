@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -51,6 +48,8 @@ from kd_multiresolution.registration import register_models
 from kd_multiresolution.report import REPORT_FILE, Report
 from kd_multiresolution.torch_model import KdMultiresolutionModel
 from kd_multiresolution.training_cache import TrainingCache
+from kd_multiresolution.value_weight import initial_value_weight
+from kd_multiresolution.variants import check_variant
 from kd_multiresolution.visualizer import ThresholdVisualizer
 
 logger = logging.getLogger(__name__)
@@ -58,29 +57,7 @@ logger = logging.getLogger(__name__)
 DEFAULT = PRESETS["mvtec"]
 LIGHTNING_MAX_EPOCHS = 1000  # what Lightning sets when a user names neither epochs nor steps
 VALIDATION_INTERVAL = 10  # epochs
-VALUE_WEIGHT_BATCHES = 4
 EPOCH_SEEDS = 1_000_003  # seeds of the epochs of two trainings must not meet
-
-# What the other variant alone knows, by variant.
-OTHER_VARIANTS_ARGUMENTS = {
-    "paper": ("false_alarm_rate",),
-    "dual": (
-        "score_points",
-        "cloner",
-        "cloner_bias",
-        "cloner_batch_norm",
-        "terms",
-        "value_weight",
-        "anomaly_map",
-        "attribution_path",
-        "smooth_grad_samples",
-        "smooth_grad_noise",
-        "smooth_grad_as_published",
-        "explicit_backward",
-        "chunk_size",
-        "percentile_scale",
-    ),
-}
 
 # While a checkpoint is loaded its own weights are on their way: the source's need not be fetched first.
 _weights_follow: ContextVar[bool] = ContextVar("weights_follow", default=False)
@@ -195,7 +172,7 @@ class KdMultiresolution(AnomalibModule):
         visualizer: Visualizer | bool = True,
     ) -> None:
         check_types(KdMultiresolution.__init__, locals())
-        _check_variant(variant, locals())
+        check_variant(variant, locals(), KdMultiresolution.__init__)
         check_seed("seed", seed)
         if isinstance(visualizer, ThresholdVisualizer) and (anomaly_map is None or post_processor is False):
             msg = (
@@ -381,7 +358,8 @@ class KdMultiresolution(AnomalibModule):
         if self._dual is not None:
             self._start_dual(self._dual)
         elif self._paper.value_weight is None:
-            self._paper.value_weight = self._initial_value_weight()
+            images = (self.model.checked_images(batch.image) for batch in self._training_batches())
+            self._paper.value_weight = initial_value_weight(self._paper, images, self._sum_over_processes)
             logger.info("value_weight: auto = %.6g", self._paper.value_weight)
 
     def on_train_end(self) -> None:
@@ -593,43 +571,6 @@ class KdMultiresolution(AnomalibModule):
         # anomalib's command line takes --seed_everything, and does not call it.
         seed = int(os.environ.get("PL_GLOBAL_SEED", self.seed))
         torch.manual_seed(seed + EPOCH_SEEDS * epoch)
-
-    def _initial_value_weight(self) -> float:
-        """Return the ratio of the direction term to the value term on the first batches (Sec. 3.1, below Eq. 4)."""
-        cloner = copy.deepcopy(self._paper.cloner).train()  # its batch norm's statistics will have moved
-        sums = torch.zeros(2, device=self.device)
-        # The global random generator decides the order of the images; a look ahead must not change it.
-        with torch.random.fork_rng(), torch.no_grad():
-            for batch in islice(self._training_batches(), VALUE_WEIGHT_BATCHES):
-                images = self.model.checked_images(batch.image)
-                terms = discrepancy_terms(self.model.source(images), cloner(images))
-                sums += torch.stack([terms["direction"].sum(), terms["value"].sum()])
-        direction, value = self.trainer.strategy.reduce(sums, reduce_op="mean").tolist()
-        weight = direction / value if value > 0 else 0.0
-        if not 0 < weight < float("inf"):
-            msg = (
-                f"value_weight='auto': the untrained cloner's errors are {direction} (direction) and {value} (value), "
-                "which have no ratio. Check the training images, or give value_weight a number."
-            )
-            raise ValueError(msg)
-        return weight
-
-
-def _check_variant(variant: str, given: Mapping[str, object]) -> None:
-    """Check that no argument was given that the variant does not know.
-
-    Raises:
-        ValueError: if one differs from its default, or the variant does not exist.
-    """
-    if variant not in OTHER_VARIANTS_ARGUMENTS:
-        msg = f"variant={variant!r}: expected one of {', '.join(OTHER_VARIANTS_ARGUMENTS)}."
-        raise ValueError(msg)
-    parameters = inspect.signature(KdMultiresolution).parameters
-    for name in OTHER_VARIANTS_ARGUMENTS[variant]:
-        if given[name] != parameters[name].default:
-            other = next(other for other in OTHER_VARIANTS_ARGUMENTS if other != variant)
-            msg = f"{name}={given[name]!r}: variant={variant!r} has no such argument. Leave it out, or use {other!r}."
-            raise ValueError(msg)
 
 
 class kd_multiresolution(KdMultiresolution):  # noqa: N801
