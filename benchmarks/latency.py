@@ -22,7 +22,7 @@ from torch import nn
 
 from kd_multiresolution import KdMultiresolutionModel
 from kd_multiresolution.dual import DualModel
-from runtimes import RUNTIMES, Outputs, export, measured, prepared, summary
+from runtimes import EXPORTED, RUNTIMES, Outputs, export, measured, prepared, summary
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "score": {"anomaly_map": None},
@@ -54,7 +54,7 @@ def rows(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     files: dict[tuple[int, str], Path] = {}
     for size, runtime in track(combinations, description="latency"):
         for name, module in candidates.items():
-            if runtime != "torch" and (size, name) not in files:
+            if runtime in EXPORTED and (size, name) not in files:
                 files[size, name] = folder / f"{size}_{len(files)}.onnx"
                 export(module, torch.rand(2, 3, size, size), files[size, name])
         runs = {

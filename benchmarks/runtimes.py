@@ -14,7 +14,8 @@ import openvino
 import torch
 from torch import Tensor, nn
 
-RUNTIMES = ("torch", "onnxruntime", "openvino")
+EXPORTED = ("onnxruntime", "openvino")
+RUNTIMES = ("torch", "torch.compile", *EXPORTED)
 Run = Callable[[Tensor], object]
 
 
@@ -48,6 +49,8 @@ def prepared(runtime: str, module: nn.Module, file: Path, threads: int) -> Run:
     """Return a function that runs the module, or the file exported from it, with a number of threads."""
     if runtime == "torch":
         return torch.inference_mode()(module)
+    if runtime == "torch.compile":
+        return torch.inference_mode()(torch.compile(module))
     if runtime == "onnxruntime":
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads

@@ -11,6 +11,7 @@ from torchvision import tv_tensors
 from kd_multiresolution import KdMultiresolutionModel, discrepancy
 from kd_multiresolution.anomaly_map import discrepancy_map
 from kd_multiresolution.attribution import input_gradient
+from kd_multiresolution.finite import NonFiniteError
 
 
 def model(**arguments: object) -> KdMultiresolutionModel:
@@ -124,6 +125,8 @@ def test_torch_compile_changes_nothing(images: Tensor, arguments: dict[str, obje
     with torch.inference_mode():
         for output, expected in zip(compiled(images), network(images), strict=True):
             torch.testing.assert_close(output, expected)
+        with pytest.raises(NonFiniteError, match="image 1 of the batch"):
+            compiled(torch.where(torch.arange(len(images))[:, None, None, None] == 1, torch.nan, images))
 
 
 def test_grey_images_are_repeated(default: KdMultiresolutionModel) -> None:

@@ -42,7 +42,13 @@ def checked_predictions(predictions: InferenceBatch, images: Tensor) -> Inferenc
     finite = cast("Tensor", predictions.pred_score).isfinite()
     if predictions.anomaly_map is not None:
         finite = finite & predictions.anomaly_map.isfinite().flatten(1).all(1)
+    _raise_unless(finite, images)
+    return predictions
+
+
+# It depends on values, which would break a compiled graph with a page of warnings.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _raise_unless(finite: Tensor, images: Tensor) -> None:
     if not bool(finite.all()):
         sick = (~finite).nonzero().flatten().tolist()
         raise NonFiniteError({i: SICK_MODEL if bool(images[i].isfinite().all()) else SICK_IMAGE for i in sick})
-    return predictions
