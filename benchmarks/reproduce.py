@@ -18,8 +18,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from kd_multiresolution.arguments import check_seed
 from kd_multiresolution.presets import BATCH_SIZE
 from kd_multiresolution.source import Source
+from kd_multiresolution.torch_model import check_image_size
 from reproduction.data import DATASETS
 from reproduction.experiment import fingerprint, run
 from reproduction.rendering import plot, render
@@ -35,23 +37,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         # The source comes first: without its weights nothing else is worth starting.
-        source = Source(
-            options.source,
-            pretrained=options.pretrained,
-            weights=options.source_weights,
-            critical_points=options.critical_points,
-        )
+        sources = {seed: _source(options, seed) for seed in options.seeds}
+        digests = {seed: fingerprint(source) for seed, source in sources.items()}
+        source = sources[options.seeds[0]]
         base = shared_settings(options, source)
         tables = [reproduction(number, options.dataset, options.classes, base) for number in options.table]
+        wanted = trainings(tables, digests, options.splits)
+        for settings in wanted:
+            check_image_size(settings.image_size, source)
+        results = Results(options.output / "trainings")
+        todo = [settings for settings in wanted if results.find(settings) is None]
     except (RuntimeError, ValueError) as error:
         raise SystemExit(f"{error}") from error
-    results = Results(options.output / "trainings")
-    wanted = trainings(tables, options.seeds, options.splits)
-    todo = [settings for settings in wanted if results.find(settings) is None]
-    failures: dict[str, str] = {}
+    failures: dict[Settings, str] = {}
     console = Console()
     numbers = ", ".join(map(str, options.table))
-    _say(console, f"Tables {numbers}, source {source}: {len(todo)} trainings to do; results in {results.folder}.")
+    _say(console, f"Table {numbers}, source {source}: {len(todo)} trainings to do; results in {results.folder}.")
     # Once per training they would tell of chosen devices, of frozen modules and of each other's deprecations.
     warnings.filterwarnings("ignore", module=r"lightning\.")
     for name in ("lightning.pytorch", "lightning_fabric", "anomalib"):
@@ -71,26 +72,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _say(console, f"{settings.name}: {results.write(settings, result)}, {result['seconds']:.0f} s")
             except Exception as error:
                 logger.exception("%s failed; the next one follows.", settings.name)
-                failures[settings.name] = f"{type(error).__name__}: {error}".splitlines()[0]
+                failures[settings.training] = reason(error)
             progress.advance(task)
-            write(tables, results, failures, options)  # so that an interrupted run leaves tables of what is done
-    for text in write(tables, results, failures, options):
+            write(tables, results, digests, failures, options)  # so that an interrupted run leaves what is done
+    for text in write(tables, results, digests, failures, options):
         _say(console, text)
     return len(failures)
 
 
+def _source(options: argparse.Namespace, seed: int) -> Source:
+    """Return the source of a seed's trainings; only random weights depend on the seed."""
+    return Source(
+        options.source,
+        pretrained=options.pretrained,
+        weights=options.source_weights,
+        critical_points=options.critical_points,
+        seed=seed,
+    )
+
+
+def reason(error: Exception) -> str:
+    """Return an error in one line: all of its lines, but of a loader process's the last, below its traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].startswith("Caught "):
+        return lines[-1]
+    return f"{type(error).__name__}: {' '.join(lines)}"
+
+
 def write(
-    tables: Sequence[Reproduction], results: Results, failures: Mapping[str, str], options: argparse.Namespace
+    tables: Sequence[Reproduction],
+    results: Results,
+    digests: Mapping[int, str],
+    failures: Mapping[Settings, str],
+    options: argparse.Namespace,
 ) -> list[str]:
     """Write the tables and their plots, and return the tables' text."""
     options.output.mkdir(parents=True, exist_ok=True)
     texts = []
     for table in tables:
-        own = {settings.name for settings in trainings([table], options.seeds, options.splits)}
-        texts.append(render(table, results, {name: reason for name, reason in failures.items() if name in own}))
+        own = [settings.training for settings in trainings([table], digests, options.splits)]
+        failed = {f"{s.name} at {', '.join(s.critical_points)}": failures[s] for s in own if s in failures}
+        texts.append(render(table, results, failed))
         parts = ["table", str(table.number)]
         parts += [table.dataset] if len(table.plan.datasets) > 1 and table.dataset else []
         parts += [f"{options.image_size}px"] if options.image_size else []
+        parts += [f"limit{options.limit}"] if options.limit else []  # a look must not take a measurement's place
         path = options.output / "_".join(parts)
         path.with_suffix(".md").write_text(texts[-1])
         plot(table, results, path.with_suffix(".png"))
@@ -110,8 +136,8 @@ def parser() -> argparse.ArgumentParser:
     add("--table", type=int, nargs="+", required=True, choices=PLANS, help="numbers of the tables")
     add("--dataset", choices=DATASETS, help="where the tables can be measured on several")
     add("--classes", nargs="+", metavar="CLASS", help="names or numbers of columns instead of all")
-    add("--seeds", nargs="+", type=int, default=[0], help="of the cloner's weights and the order of the images")
-    add("--splits", nargs="+", type=int, default=[0], help="of BrainMRI and HeadCT: seeds of the held-out images")
+    add("--seeds", nargs="+", type=seed, default=[0], help="of the cloner's weights and the order of the images")
+    add("--splits", nargs="+", type=seed, default=[0], help="of BrainMRI and HeadCT: seeds of the held-out images")
     add("--root", type=Path, help="folder of the data; for Table 6 the one of brain_mri and head_ct")
     add("--output", type=Path, default=Path("results/reproduce"), help="folder of results and tables")
     add("--checkpoints", type=Path, help="folder to keep the trained models in")
@@ -119,14 +145,14 @@ def parser() -> argparse.ArgumentParser:
     add("--source-weights", type=Path, help="its weight file instead of a download")
     add("--pretrained", action=argparse.BooleanOptionalAction, default=True, help="trained weights, or random ones")
     add("--critical-points", nargs="+", metavar="POINT", help="instead of the source's last four")
-    add("--image-size", type=int, help="pixels, instead of the preset's size and cut")
+    add("--image-size", type=positive, help="pixels, instead of the preset's size and cut")
     add("--imagenet-normalization", action=argparse.BooleanOptionalAction, help="instead of the preset's choice")
     add("--batch-size", type=positive, default=BATCH_SIZE, help="images per training step")
     add("--evaluations", type=positive, default=5, help="late epochs to average")
     add("--interval", type=positive, default=10, help="epochs from one evaluation to the next")
     add("--epochs", type=positive, help="upper limit of a training")
     add("--limit", type=positive, help="training images, and test images of either kind, for a short run")
-    add("--workers", type=int, default=0, help="loader processes")
+    add("--workers", type=natural, default=0, help="loader processes")
     return parser
 
 
@@ -136,6 +162,20 @@ def positive(text: str) -> int:
     if number < 1:
         msg = f"{text}: expected 1 or more."
         raise argparse.ArgumentTypeError(msg)
+    return number
+
+
+def natural(text: str) -> int:
+    """Return a number of 0 or more."""
+    return 0 if text == "0" else positive(text)
+
+
+def seed(text: str) -> int:
+    """Return a seed."""
+    try:
+        check_seed("seed", number := int(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return number
 
 
@@ -160,15 +200,31 @@ def shared_settings(options: argparse.Namespace, source: Source) -> dict[str, ob
     }
 
 
-def trainings(tables: Sequence[Reproduction], seeds: Sequence[int], splits: Sequence[int]) -> list[Settings]:
+def trainings(tables: Sequence[Reproduction], digests: Mapping[int, str], splits: Sequence[int]) -> list[Settings]:
     """Return the trainings of the tables, each once, read in every way that a row of theirs needs.
 
     Splits and seeds come one after the other, so that an interrupted run has measured all columns a few times.
+
+    Args:
+        tables: what is to be measured.
+        digests: SHA-256 of the source's tensors by seed.
+        splits: seeds of the held-out images, for the data sets that have them.
     """
-    cells = [settings for table in tables for columns in table.cells.values() for settings in columns.values()]
+    cells = [
+        settings
+        for table in tables
+        for columns in table.cells.values()
+        for column, settings in columns.items()
+        if column in table.columns
+    ]
     views: dict[Settings, list[View]] = {}
-    for seed, split, settings in product(seeds, splits, cells):
-        repeated = replace(settings.training, seed=seed, split=None if settings.split is None else split)
+    for (seed, digest), split, settings in product(digests.items(), splits, cells):
+        repeated = replace(
+            settings.training,
+            seed=seed,
+            split=None if settings.split is None else split,
+            weights_sha256=digest,
+        )
         views.setdefault(repeated, []).extend(settings.views)
     return [replace(training, views=united(views)) for training, views in views.items()]
 

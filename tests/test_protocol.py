@@ -16,6 +16,7 @@ from anomalib.data import Folder, ImageBatch
 from anomalib.engine import Engine
 from anomalib.post_processing import PostProcessor
 from lightning import seed_everything
+from lightning.pytorch.callbacks import EarlyStopping
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
@@ -110,6 +111,19 @@ def test_training_that_ends_before_convergence_is_evaluated_once_and_says_so(pic
     assert evaluation.summary["evaluated_after"] == [2]
     assert set(evaluation.values) == {"image_AUROC", "image_F1"}, "without a map there are no pixel figures"
     assert evaluation.summary["metrics"]["image_AUROC"]["std"] is None
+
+
+def test_training_that_another_callback_ends_is_evaluated(pictures: Path, tmp_path: Path) -> None:
+    evaluation = EvaluationAfterConvergence()
+    # Lightning calls it after all other callbacks: the end of the epoch does not know yet that it is the last.
+    stopping = EarlyStopping("train_loss", patience=1, min_delta=100.0, check_on_train_epoch_end=True)
+    network = model()
+    engine = fit(network, pictures, tmp_path, callbacks=[evaluation, stopping], max_epochs=9)
+    assert evaluation.epochs == [2]
+    written = json.loads((Path(engine.trainer.default_root_dir) / RESULT_FILE).read_text())
+    assert written["evaluated_after"] == [2]
+    labels, scores = raw_scores(network, pictures)
+    assert evaluation.values["image_AUROC"] == [pytest.approx(roc_auc_score(labels, scores))]
 
 
 def test_training_that_has_not_converged_is_evaluated_after_its_last_epochs(pictures: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import anomalib.data
-from anomalib.data import AnomalibDataModule, AnomalibDataset
+from anomalib.data import AnomalibDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
 import kd_multiresolution.data  # noqa: F401 - registers our data modules with anomalib
@@ -79,16 +79,13 @@ def data_module(settings: Settings, root: Path | None, workers: int) -> Anomalib
     # As the trainer calls it; the trainer's own call then leaves the data as they are.
     module.setup(TrainerFn.FITTING)
     if settings.limit is not None:
-        module.train_data = _evenly(module.train_data, settings.limit, range(len(module.train_data)))
+        chosen = _spread(list(range(len(module.train_data))), settings.limit)
+        module.train_data = module.train_data.subsample(chosen, inplace=False)
         labels = module.test_data.samples["label_index"].tolist()
         kinds = [[i for i, label in enumerate(labels) if label == kind] for kind in (0, 1)]
         chosen = [index for kind in kinds for index in _spread(kind, settings.limit)]
         module.test_data = module.test_data.subsample(chosen, inplace=False)
     return module
-
-
-def _evenly(dataset: AnomalibDataset, count: int, indices: range) -> AnomalibDataset:
-    return dataset.subsample(_spread(list(indices), count), inplace=False)
 
 
 def _spread(items: list[int], count: int) -> list[int]:

@@ -80,11 +80,6 @@ class EpochProgress(Callback):
             description=f"{self.description}, loss {float(trainer.callback_metrics['train_loss']):.4f}",
         )
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the bar away, after a failure as well."""
-        del trainer, pl_module, stage
-        self.progress.remove_task(self.task)
-
 
 def fingerprint(source: Source) -> str:
     """Return the SHA-256 of the source's tensors, wherever they came from."""
@@ -134,7 +129,7 @@ def run(
         root: the data set's folder, ``None`` for the data module's own default.
         workers: loader processes.
         progress: where epochs are shown.
-        checkpoints: folder in which the trained model is kept, under the training's name.
+        checkpoints: folder in which the trained model is kept, under the name of the training's result.
     """
     seed_everything(settings.seed, workers=True, verbose=False)
     arguments: dict[str, Any] = {
@@ -165,20 +160,24 @@ def run(
         settings.views, {**arguments, "source_weights": None}, settings.evaluations, settings.interval
     )
     data = data_module(settings, root, workers)
+    bar = EpochProgress(progress, settings.name)
     began = time.perf_counter()
     with TemporaryDirectory() as folder:
         engine = Engine(
             default_root_dir=folder,
             # Nothing is kept but the figures: no checkpoint every epoch, no validation, whose threshold nobody uses.
-            callbacks=[evaluation, EpochProgress(progress, settings.name), ModelCheckpoint(save_top_k=0)],
+            callbacks=[evaluation, bar, ModelCheckpoint(save_top_k=0)],
             limit_val_batches=0,
             enable_progress_bar=False,
             enable_model_summary=False,
             **length,
         )
-        engine.fit(model, datamodule=data)
+        try:
+            engine.fit(model, datamodule=data)
+        finally:
+            progress.remove_task(bar.task)
         if checkpoints is not None:
-            engine.trainer.save_checkpoint(checkpoints / f"{settings.name}.ckpt", weights_only=True)
+            engine.trainer.save_checkpoint(checkpoints / f"{settings.stem}.ckpt", weights_only=True)
     return {
         "settings": settings.as_json(),
         "environment": environment(),

@@ -27,7 +27,7 @@ class Cell:
     """What was measured for one class, in percent.
 
     Attributes:
-        mean: over seeds and splits of the means over late epochs.
+        mean: over splits of the means over seeds of the means over late epochs.
         over_epochs: mean standard deviation over the late epochs of a training; ``None`` where each has one only.
         over_seeds: standard deviation over seeds, averaged over splits; ``None`` for a single seed.
         over_splits: standard deviation over splits, of the means over seeds; ``None`` for a single split.
@@ -50,7 +50,10 @@ class Cell:
 
 
 def measured(results: Results, variant: Variant, wanted: Settings, metric: str, beside: Sequence[str]) -> Cell | None:
-    """Return what the results say about one class, over all seeds and splits; ``None`` without any."""
+    """Return what the results say about one class, over all seeds and splits; ``None`` without any.
+
+    Splits may have been measured with differently many seeds: the mean is that of the splits' means.
+    """
     found = {
         (stored.seed, stored.split): result
         for stored, result in results
@@ -66,7 +69,7 @@ def measured(results: Results, variant: Variant, wanted: Settings, metric: str, 
     by_split = [[mean for key, mean in means.items() if key[1] == split] for split in splits]
     over_seeds = [statistics.stdev(group) for group in by_split if len(group) > 1]
     return Cell(
-        mean=statistics.fmean(means.values()),
+        mean=statistics.fmean(map(statistics.fmean, by_split)),
         over_epochs=statistics.fmean(deviations) if deviations else None,
         over_seeds=statistics.fmean(over_seeds) if len(seeds) > 1 and over_seeds else None,
         over_splits=statistics.stdev(map(statistics.fmean, by_split)) if len(splits) > 1 else None,
@@ -94,7 +97,9 @@ def render(table: Reproduction, results: Results, failures: Mapping[str, str]) -
     lines = [f"# Table {table.number}. {published.caption}", ""]
     lines += [f"{HEADINGS[published.metric]}, in percent, raw and unrounded, beside those of arXiv 2011.11108.", ""]
     for variant, columns in table.cells.items():
-        lines += _section(table, variant, columns, results)
+        cells = _cells(table, variant, columns, results, table.plan.beside)
+        if cells:
+            lines += _section(table, variant, columns, cells)
     lines += [f"- {method}: not measured, {reason}." for method, reason in table.missing.items()]
     lines += [f"- {name} failed: {reason}" for name, reason in failures.items()]
     competitors = [row for row in published.rows if row.method not in {v.method for v in table.plan.variants}]
@@ -102,12 +107,22 @@ def render(table: Reproduction, results: Results, failures: Mapping[str, str]) -
         lines += ["", "Other methods, as the paper has them: " + ", ".join(map(_summary, competitors)) + "."]
     if published.notes:
         lines += ["", "About the published figures:", "", *(f"- {note}" for note in published.notes)]
-    return "\n".join([*lines, "", *_conditions(table)]) + "\n"
+    return "\n".join([*lines, "", *_conditions(table, results)]) + "\n"
 
 
-def _section(table: Reproduction, variant: Variant, columns: Mapping[str, Settings], results: Results) -> list[str]:
+def _cells(
+    table: Reproduction, variant: Variant, columns: Mapping[str, Settings], results: Results, beside: Sequence[str]
+) -> dict[str, Cell | None]:
+    """Return what was measured of the columns asked for, and of others that were measured before."""
+    metric = table.published.metric
+    cells = {column: measured(results, variant, settings, metric, beside) for column, settings in columns.items()}
+    return {column: cell for column, cell in cells.items() if column in table.columns or cell is not None}
+
+
+def _section(
+    table: Reproduction, variant: Variant, columns: Mapping[str, Settings], cells: Mapping[str, Cell | None]
+) -> list[str]:
     row, beside = table.published.row(variant.method), table.plan.beside
-    cells = {c: measured(results, variant, s, table.published.metric, beside) for c, s in columns.items()}
     figures = dict(zip(table.published.columns, row.values, strict=True))
     spreads = dict(zip(table.published.columns, row.spread or [None] * len(figures), strict=True))
     head = [
@@ -130,7 +145,7 @@ def _section(table: Reproduction, variant: Variant, columns: Mapping[str, Settin
         theirs = _number(figures[column]) + (f" ± {spreads[column]}" if spreads[column] is not None else "")
         lines.append(_line([column, theirs, *_ours(cell, figures[column], beside)]))
     done = {column: cell for column, cell in cells.items() if cell is not None}
-    if len(columns) > 1 and done and not table.plan.per_column:
+    if len(cells) > 1 and done and not table.plan.per_column:
         lines.append(_line(_mean_line(row, done, figures, len(table.published.columns), len(head))))
     return [*lines, ""]
 
@@ -175,7 +190,7 @@ def _summary(row: Row) -> str:
     return f"{row.method} {figure}"
 
 
-def _conditions(table: Reproduction) -> list[str]:
+def _conditions(table: Reproduction, results: Results) -> list[str]:
     """Return under which conditions the figures stand."""
     columns = next(iter(table.cells.values()))
     first = next(iter(columns.values()))
@@ -187,6 +202,12 @@ def _conditions(table: Reproduction) -> list[str]:
         f"{first.batch_size}; figures are means over up to {first.evaluations} late epochs, {first.interval} apart, "
         "never of a best one, in brackets how many. Each ± is a sample standard deviation over what it is named after."
     ]
+    repeated = {settings.repeated for columns in table.cells.values() for settings in columns.values()}
+    found = [stored for stored, _ in results if stored.repeated in repeated]
+    splits = {stored.split for stored in found if stored.split is not None}
+    for name, numbers in (("Seeds", {stored.seed for stored in found}), ("Splits", splits)):
+        if numbers:
+            lines.append(f"{name}: {', '.join(map(str, sorted(numbers)))}.")
     if first.epochs is not None:
         lines.append(f"Training was limited to {first.epochs} epochs.")
     if first.limit is not None:
@@ -196,16 +217,16 @@ def _conditions(table: Reproduction) -> list[str]:
 
 def plot(table: Reproduction, results: Results, path: Path) -> None:
     """Draw published and measured figures, one panel per row of the table, with the spread over late epochs."""
-    figure = Figure(
-        figsize=(1.5 + 0.6 * max(len(table.columns), 4), 0.6 + 2.4 * len(table.cells)), layout="constrained"
-    )
+    rows = {variant: _cells(table, variant, columns, results, ()) for variant, columns in table.cells.items()}
+    rows = {variant: cells for variant, cells in rows.items() if cells}
+    width = max(4, *map(len, rows.values()))
+    figure = Figure(figsize=(1.5 + 0.6 * width, 0.6 + 2.4 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(table.cells), 1, squeeze=False, sharey=True)[:, 0]
-    for panel, (variant, columns) in zip(panels, table.cells.items(), strict=True):
+    panels = figure.subplots(len(rows), 1, squeeze=False, sharey=True)[:, 0]
+    for panel, (variant, cells) in zip(panels, rows.items(), strict=True):
         row = table.published.row(variant.method)
         figures = dict(zip(table.published.columns, row.values, strict=True))
-        cells = {c: measured(results, variant, s, table.published.metric, ()) for c, s in columns.items()}
-        names = list(columns)
+        names = list(cells)
         theirs = [(i, value) for i, c in enumerate(names) if (value := figures[c]) is not None]
         panel.scatter([i for i, _ in theirs], [value for _, value in theirs], marker="_", s=200, label="published")
         ours = [(i, cell) for i, c in enumerate(names) if (cell := cells[c]) is not None]

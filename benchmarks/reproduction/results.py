@@ -22,10 +22,19 @@ class Results:
         self.folder = folder
 
     def __iter__(self) -> Iterator[tuple[Settings, dict[str, Any]]]:
-        """Yield all results with their settings."""
+        """Yield all results with their settings.
+
+        Raises:
+            ValueError: if a file cannot be understood.
+        """
         for path in sorted(self.folder.glob("*.json")):
-            result = json.loads(path.read_text())
-            yield Settings.from_json(result["settings"]), result
+            try:
+                result = json.loads(path.read_text())
+                settings = Settings.from_json(result["settings"])
+            except (KeyError, TypeError, ValueError) as error:
+                msg = f"{path}: no result of this version ({error}). Move it away; its training is then done again."
+                raise ValueError(msg) from error
+            yield settings, result
 
     def find(self, settings: Settings) -> dict[str, Any] | None:
         """Return the result of a training with these settings that was read in these ways at least, or ``None``."""
@@ -36,7 +45,7 @@ class Results:
 
     def write(self, settings: Settings, result: dict[str, Any]) -> Path:
         """Write a result; a file of that name is never there in part."""
-        return write_whole(self.folder / settings.file_name, result)
+        return write_whole(self.folder / f"{settings.stem}.json", result)
 
 
 def write_whole(path: Path, result: dict[str, Any]) -> Path:

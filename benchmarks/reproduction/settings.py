@@ -121,8 +121,9 @@ class Settings:
 
     @property
     def repeated(self) -> Settings:
-        """The same training but for what is repeated: seeds and splits."""
-        return replace(self, views=(), seed=0, split=None)
+        """The same training but for what is repeated: seeds, on which a random source depends, and splits."""
+        digest = self.weights_sha256 if self.pretrained or self.weights else ""
+        return replace(self, views=(), seed=0, split=None, weights_sha256=digest)
 
     @property
     def name(self) -> str:
@@ -135,7 +136,7 @@ class Settings:
         return "-".join(part for part in parts if part)
 
     @property
-    def file_name(self) -> str:
-        """The name, and a digest of everything."""
+    def stem(self) -> str:
+        """The name, and a digest of everything: what its files are called."""
         text = json.dumps(self.as_json(), sort_keys=True)
-        return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+        return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

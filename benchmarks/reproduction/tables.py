@@ -102,7 +102,7 @@ class Reproduction:
         plan: how it is reproduced.
         dataset: the data set, ``None`` where each column has its own.
         columns: the columns to measure.
-        cells: the settings of each row's columns, for one seed and split.
+        cells: the settings of each row's columns, for one seed and split; of all, since others may have been measured.
         missing: rows that the model cannot measure, with the reason.
     """
 
@@ -116,7 +116,7 @@ class Reproduction:
 
 
 def published_table(number: int, dataset: str | None) -> Table:
-    """Return the published table of a number; Table 2 is one per data set."""
+    """Return the published table of a number, each row in the order of the columns; Table 2 is one per data set."""
     name = str(number)
     if number == 2 and dataset is not None:
         name = f"2 {DATASETS[dataset].preset}"
@@ -124,6 +124,13 @@ def published_table(number: int, dataset: str | None) -> Table:
         one, eleven = published_tables()["1"], published_tables()["11"]
         rows = tuple(replace(row, mean=one.row(row.method).values[0]) for row in eleven.rows)
         return replace(one, columns=eleven.columns, rows=rows)
+    if number == 7:  # one row of it is printed in the order of Table 3's columns
+        seven = published_tables()["7"]
+        printed = dict(zip(published_tables()["3"].columns, seven.row("TheLast4").values, strict=True))
+        ordered = tuple(printed[column] for column in seven.columns)
+        rows = tuple(replace(row, values=ordered) if row.method == "TheLast4" else row for row in seven.rows)
+        notes = (*seven.notes, "Its figures stand here below their own classes.")
+        return replace(seven, rows=rows, notes=notes)
     return published_tables()[name]
 
 
@@ -149,26 +156,31 @@ def reproduction(
         dataset = plan.datasets[0]
     published = published_table(number, dataset)
     columns = published.columns
+    if plan.per_column and dataset is not None:
+        columns = (dataset,)
     if classes is not None:
         columns = tuple(columns[find_class(name, columns)] for name in classes)
-    elif plan.per_column and dataset is not None:
-        columns = (dataset,)
     missing = {
         variant.method: f"the model offers no {variant.view.anomaly_map} map"
         for variant in plan.variants
         if variant.view.anomaly_map not in (None, *ANOMALY_MAPS)
+    }
+    points = len(base["critical_points"])
+    missing |= {
+        variant.method: f"of {points} critical points the last {variant.last_points} are all"
+        for variant in plan.variants
+        if variant.last_points is not None and variant.last_points >= points
     }
     variants = [variant for variant in plan.variants if variant.method not in missing]
     shared = united((*plan.views, *(variant.view for variant in variants)))
     cells = {
         variant: {
             column: _settings(variant, column if plan.per_column else str(dataset), column, shared, base)
-            for column in columns
+            for column in published.columns
             if not variant.augment or column == "head_ct"
         }
         for variant in variants
     }
-    cells = {variant: settings for variant, settings in cells.items() if settings}
     own = None if plan.per_column else dataset
     return Reproduction(number, published, plan, own, columns, cells, missing)
 

@@ -67,6 +67,7 @@ class EvaluationAfterConvergence(ConvergenceStopping):
         self.evaluations = evaluations
         self.interval = interval
         self.converged_after: int | None = None
+        self._trained = 0  # epochs of this run
         self.epochs: list[int] = []
         self.values: dict[str, list[float]] = {}
 
@@ -97,7 +98,7 @@ class EvaluationAfterConvergence(ConvergenceStopping):
 
     def on_epoch_loss(self, trainer: Trainer) -> None:
         """Note the convergence, and stop with the last evaluation, so that this epoch's validation still runs."""
-        epochs = trainer.current_epoch + 1
+        epochs = self._trained = trainer.current_epoch + 1
         if self.converged and self.converged_after is None:
             self.converged_after = epochs
             self.epochs, self.values = [], {}  # of the last epochs before the limit, in case it never converged
@@ -111,11 +112,21 @@ class EvaluationAfterConvergence(ConvergenceStopping):
         ends = trainer.should_stop or epochs == trainer.max_epochs or trainer.global_step == trainer.max_steps
         if len(self.epochs) >= self.evaluations or not (ends or self._is_due(epochs, trainer.max_epochs)):
             return
+        self._keep(trainer, pl_module, epochs)
+        for name, values in self.values.items():
+            pl_module.log_dict({f"raw_{name}{key}": number for key, number in _logged(values).items()})
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate the last epoch if a callback has ended training after :meth:`on_train_epoch_end`."""
+        if self._trained and self._trained not in self.epochs and len(self.epochs) < self.evaluations:
+            self._keep(trainer, pl_module, self._trained)  # too late for Lightning's log
+
+    def _keep(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
+        """Evaluate, and write all evaluations so far."""
         metrics = self.evaluate(trainer, cast("AnomalibModule", pl_module))
         self.epochs.append(epochs)
         for name, value in metrics.items():
             self.values.setdefault(name, []).append(value)
-            pl_module.log_dict({f"raw_{name}{key}": number for key, number in _logged(self.values[name]).items()})
         logger.info("After %d epochs, raw scores: %s.", epochs, ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
         if trainer.is_global_zero:
             file = Path(trainer.default_root_dir) / RESULT_FILE
@@ -219,11 +230,12 @@ def _geometry(transform: Transform | None) -> nn.Module:
 
 def _predict(model: nn.Module, batch: Any, coverage: Tensor | None) -> Predictions:
     output = model(batch.image)
+    has_masks = batch.gt_mask is not None  # maps that nothing is compared with would only fill the memory
     return Predictions(
         scores=output.pred_score.detach().cpu().flatten(),
         labels=batch.gt_label.cpu().int(),
-        maps=None if output.anomaly_map is None else output.anomaly_map.detach().cpu(),
-        masks=None if batch.gt_mask is None else batch.gt_mask.as_subclass(Tensor).cpu().bool(),
+        maps=output.anomaly_map.detach().cpu() if has_masks and output.anomaly_map is not None else None,
+        masks=batch.gt_mask.as_subclass(Tensor).cpu().bool() if has_masks else None,
         coverage=coverage,
     )
 

@@ -100,3 +100,45 @@ def test_notes_and_competitors_stand_below(results: Results) -> None:
     assert "- screw failed: OSError: no such file" in text
     assert "Other methods" not in text
     assert "GT* 67.06" in render(reproduction(3, None, None, BASE), results, {})
+
+
+def test_table_7_is_compared_class_by_class(results: Results) -> None:
+    table = reproduction(7, None, ["pill"], BASE)
+    variant, columns = next((v, c) for v, c in table.cells.items() if v.method == "TheLast4")
+    assert variant.last_points is None
+    write(results, columns["pill"], 0.8)
+    assert "| pill | 82.70 | 80.00 |" in render(table, results, {})
+
+
+def test_what_was_measured_before_stays_in_the_table(results: Results) -> None:
+    whole = reproduction(2, "mnist", None, BASE)
+    write(results, only(whole)[1]["two"], 0.97)
+    text = render(reproduction(2, "mnist", ["0"], BASE), results, {})
+    assert "| two | 97.79 ± 0.272 | 97.00 |" in text
+    assert "| zero | 99.82 ± 0.023 | – |" in text
+    assert "| one |" not in text
+
+
+def test_seeds_and_splits_are_named_and_every_split_counts_alike(results: Results) -> None:
+    table = reproduction(6, "brain_mri", None, BASE)
+    variant, columns = next(iter(table.cells.items()))
+    for split, seed, value in ((0, 0, 0.8), (0, 1, 0.8), (0, 2, 0.8), (4, 0, 0.6)):
+        write(results, repeat(columns["brain_mri"], split=split, seed=seed), value)
+    cell = measured(results, variant, columns["brain_mri"], "image_AUROC", ())
+    assert cell is not None
+    assert cell.mean == pytest.approx(70)
+    text = render(table, results, {})
+    assert "Seeds: 0, 1, 2." in text
+    assert "Splits: 0, 4." in text
+
+
+def test_rows_that_need_more_critical_points_are_named() -> None:
+    table = reproduction(7, None, ["pill"], {**BASE, "critical_points": ("pool4", "pool5")})
+    assert [variant.method for variant in table.cells] == ["TheLast", "TheLast4"]
+    assert table.missing == {"TheLast2": "of 2 critical points the last 2 are all"}
+
+
+def test_a_file_that_is_no_result_is_named(results: Results, tmp_path: Path) -> None:
+    (tmp_path / "half.json").write_text('{"settings": {')
+    with pytest.raises(ValueError, match=r"half\.json: no result of this version"):
+        list(results)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 from anomalib.cli.cli import AnomalibCLI
 from PIL import Image
+from rich.progress import Progress
 from sklearn.metrics import roc_auc_score
 
 import reproduce
@@ -19,7 +22,7 @@ from kd_multiresolution import KdMultiresolution
 from kd_multiresolution.data import BrainMRI
 from kd_multiresolution.data.texture_defects import ensure_written
 from kd_multiresolution.torch_model import ANOMALY_MAPS
-from reproduction.experiment import pre_processor
+from reproduction.experiment import fingerprint, pre_processor
 from reproduction.results import Results
 from reproduction.settings import MAPS, PAPER_MAPS, SCORES, Settings
 from reproduction.tables import PLANS, reproduction
@@ -124,7 +127,7 @@ def test_a_failed_training_is_named_and_the_others_go_on(medical: Path, tmp_path
     assert reproduce_table(6, tmp_path / "data", tmp_path) == 1
     text = (tmp_path / "table_6_32px.md").read_text()
     assert "| brain_mri | 95.01 ± 0.229 | – |" in text
-    assert "brain_mri-seed0-split0 failed: FileNotFoundError" in text
+    assert "brain_mri-seed0-split0 at pool2, pool3, pool4, pool5 failed: FileNotFoundError" in text
     assert len(list(Results(tmp_path / "trainings"))) == 2
     assert reproduce_table(6, medical, tmp_path) == 0, "what failed is tried again"
 
@@ -138,7 +141,7 @@ def test_attributions_are_read_from_one_training(mvtec: Path, tmp_path: Path) ->
     blurred, plain = (metrics[f"{name}/pixel_AUROC_anomalous"] for name in ("Gradients + Gaussian", "Gradients"))
     assert blurred != plain
     assert len({figure for name, figure in metrics.items() if name.endswith("image_AUROC")}) == 1
-    text = (tmp_path / "table_11_32px.md").read_text()
+    text = (tmp_path / "table_11_32px_limit6.md").read_text()
     assert f"| bottle | 96.32 | {100 * blurred:.2f} |" in text
     assert f"| bottle | 93.20 | {100 * plain:.2f} |" in text
     for method, name in (("SmoothGrad", "smooth_grad"), ("GBP", "guided_backprop")):
@@ -213,7 +216,7 @@ def test_every_plan_covers_its_table(number: int) -> None:
 
 def test_tables_of_one_call_share_trainings_and_views() -> None:
     tables = [reproduction(number, None, ["screw"], BASE) for number in (9, 4)]
-    alone, both = (reproduce.trainings(some, [0, 1], [0]) for some in (tables[:1], tables))
+    alone, both = (reproduce.trainings(some, {0: "0", 1: "0"}, [0]) for some in (tables[:1], tables))
     assert [training.training for training in both] == [training.training for training in alone]
     total = [training.views for training in both if (training.cloner, training.terms) == ("compact", "total")]
     assert total == [(MAPS, PAPER_MAPS)] * 2
@@ -221,7 +224,7 @@ def test_tables_of_one_call_share_trainings_and_views() -> None:
 
 
 def test_every_column_has_its_first_split_before_the_second_begins() -> None:
-    order = reproduce.trainings([reproduction(6, None, None, BASE)], [0], [3, 4])
+    order = reproduce.trainings([reproduction(6, None, None, BASE)], {0: "0"}, [3, 4])
     assert [(training.dataset, training.augment, training.split) for training in order] == [
         (dataset, augment, split)
         for split in (3, 4)
@@ -262,7 +265,9 @@ def test_settings_come_from_the_presets_and_the_variant() -> None:
         ("EqualNet", "equal", "total"), ("SmallerNet", "compact", "total"), ("Dir Loss", "compact", "direction"),
         ("MSE Loss", "compact", "value"), ("Total Loss", "compact", "total"),
     }  # fmt: skip
-    assert len(reproduce.trainings([reproduction(9, None, ["screw"], BASE)], [0], [0])) == 4, "two rows are the same"
+    assert len(reproduce.trainings([reproduction(9, None, ["screw"], BASE)], {0: "0"}, [0])) == 4, (
+        "two rows are the same"
+    )
     (cifar,) = reproduction(2, "cifar10", ["3"], BASE).cells.values()
     assert cifar["cat"].value_weight == 0.01
     assert (cifar["cat"].resize, cifar["cat"].image_size) == ((256, 256), (224, 224))
@@ -291,8 +296,77 @@ def test_a_result_with_more_views_will_do(tmp_path: Path) -> None:
     assert results.find(replace(last, weights="renamed.safetensors")) is not None
     assert results.find(replace(last, weights_sha256="1")) is None
     results.write(last, {"settings": last.as_json()})
-    (tmp_path / four["screw"].file_name).unlink()
+    (tmp_path / f"{four['screw'].stem}.json").unlink()
     assert results.find(four["screw"]) is None
-    assert json.loads((tmp_path / last.file_name).read_text())["settings"]["views"] == [
+    assert json.loads((tmp_path / f"{last.stem}.json").read_text())["settings"]["views"] == [
         {"name": "scores", "anomaly_map": None, "sigma": 4.0, "percentile_scale": False}
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--image-size", "30"], "multiples of 32"),
+        (["--image-size", "0"], "expected 1 or more"),
+        (["--seeds", "-1"], "expected a seed, 0 to"),
+        (["--splits", "-1"], "expected a seed, 0 to"),
+        (["--workers", "-1"], "expected 1 or more"),
+        (["--dataset", "head_ct", "--classes", "brain_mri"], "expected one of head_ct|0 head_ct"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_starts(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        reproduce.main(["--table", "6", "--source", "light_vgg", "--output", str(tmp_path / "out"), *arguments])
+    assert re.search(message, f"{refused.value} {capsys.readouterr().err}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_random_source_is_told_by_its_seed(medical: Path, tmp_path: Path) -> None:
+    options = ["--dataset", "brain_mri", "--no-pretrained", "--checkpoints", str(tmp_path / "kept")]
+    assert reproduce_table(6, medical, tmp_path, *options, "--seeds", "0", "1") == 0
+    digests = {settings.seed: settings.weights_sha256 for settings, _ in Results(tmp_path / "trainings")}
+    kept = {path.name.partition("-split")[0]: path for path in (tmp_path / "kept").iterdir()}
+    for seed, digest in digests.items():
+        network = KdMultiresolution.load_from_checkpoint(kept[f"brain_mri-seed{seed}"])
+        assert fingerprint(network.model.source) == digest
+    assert digests[0] != digests[1]
+    assert "0 of 2" in (tmp_path / "table_6_32px.md").read_text(), "seeds are averaged all the same"
+
+
+def test_models_of_different_trainings_have_different_files(mvtec: Path, tmp_path: Path) -> None:
+    short = ["--classes", "bottle", "--limit", "4", "--checkpoints", str(tmp_path / "kept")]
+    assert reproduce_table(7, mvtec, tmp_path, *short) == 0
+    names = {path.stem for path in (tmp_path / "kept").iterdir()}
+    assert names == {path.stem for path in (tmp_path / "trainings").iterdir()}
+    assert len(names) == 3
+
+
+def test_the_reason_of_a_failure_is_kept_and_its_progress_is_not(medical: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(medical / "brain_mri", data / "brain_mri")
+    for path in (data / "brain_mri" / "no").iterdir():
+        path.write_bytes(path.read_bytes()[:60])
+    bars: list[list[Any]] = []
+
+    class Display(Progress):
+        def remove_task(self, task_id: Any) -> None:
+            super().remove_task(task_id)
+            bars.append(self.tasks)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reproduce, "Progress", Display)
+        assert reproduce_table(6, data, tmp_path, "--dataset", "brain_mri", "--workers", "1") == 1
+    assert [[task.description for task in tasks] for tasks in bars] == [["trainings"]]
+    text = (tmp_path / "table_6_32px.md").read_text()
+    assert re.search(r"failed: .*brain_mri.no.\d+\.png", text), text
+
+
+def test_reasons_are_one_line() -> None:
+    assert (
+        reproduce.reason(RuntimeError("Error downloading:\n  http://a/b"))
+        == "RuntimeError: Error downloading: http://a/b"
+    )
+    caught = "Caught OSError in DataLoader worker process 0.\nOriginal Traceback:\n  File x\nOSError: a.png: cut off"
+    assert reproduce.reason(OSError(caught)) == "OSError: a.png: cut off"

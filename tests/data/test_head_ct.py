@@ -81,3 +81,12 @@ def test_published_images_have_the_papers_counts_and_can_all_be_read(shared_data
     assert (len(datamodule.train_data), len(datamodule.test_data)) == (90, 110)
     assert int(datamodule.test_data.samples.label_index.sum()) == 100
     assert all(item.image.shape[0] == 3 for item in [*datamodule.train_data, *datamodule.test_data])
+
+
+def test_a_table_that_is_cut_off_or_contradicts_itself_is_told(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    HeadCT(root=root).setup()
+    assert "16 images without and 8 with a haemorrhage; published are 100 and 100" in caplog.text
+    table = root / "labels.csv"
+    table.write_text(table.read_text() + "3,0\n")
+    with pytest.raises(ValueError, match=r"labels\.csv: id 3 has more than one row"):
+        HeadCT(root=root).setup()

@@ -28,6 +28,12 @@ def test_training_images_are_the_class_and_test_images_are_all(idx_root: Path) -
     assert datamodule.test_data[0].image.shape == (3, 28, 28)
 
 
+def test_copies_of_training_images_are_told(idx_root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    OneClassMNIST(root=idx_root, normal_class=3).setup()
+    told = "4 of 40 test images are copies of training images: 00003.png = 00003.png, 00013.png = 00013.png"
+    assert told in caplog.text
+
+
 def test_a_folder_with_nothing_but_archives_is_left_as_it_is(idx_root: Path) -> None:
     before = sorted(idx_root.rglob("*"))
     datamodule = OneClassFashionMNIST(root=idx_root, normal_class="Ankle boot")

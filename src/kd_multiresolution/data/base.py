@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -247,18 +247,31 @@ def report_copies(train: Sequence[str], test: Sequence[str]) -> None:
     """Log which test images are byte for byte a training image; the first five by name."""
     sizes = {path: Path(path).stat().st_size for path in (*train, *test)}
     common = {sizes[path] for path in train} & {sizes[path] for path in test}  # only such files need to be read
-    originals = {_digest(path): path for path in train if sizes[path] in common}
-    candidates = [path for path in test if sizes[path] in common]
-    copies = [(path, originals[digest]) for path in candidates if (digest := _digest(path)) in originals]
+    candidates = ([path for path in paths if sizes[path] in common] for paths in (train, test))
+    digests = ({path: digest(Path(path).read_bytes()) for path in paths} for paths in candidates)
+    report_equal(*digests, count=len(test))
+
+
+def report_equal(train: Mapping[str, bytes], test: Mapping[str, bytes], *, count: int) -> None:
+    """Log which test images have the digest of a training image; the first five by name.
+
+    Args:
+        train: digests of training images by path.
+        test: of test images.
+        count: number of all test images.
+    """
+    originals = {digest: path for path, digest in train.items()}
+    copies = [(path, originals[digest]) for path, digest in test.items() if digest in originals]
     if copies:
         logger.warning(
             "%d of %d test images are copies of training images: %s%s.",
             len(copies),
-            len(test),
+            count,
             ", ".join(f"{Path(copy).name} = {Path(original).name}" for copy, original in copies[:5]),
             ", ..." if len(copies) > 5 else "",
         )
 
 
-def _digest(path: str) -> bytes:
-    return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).digest()
+def digest(content: bytes) -> bytes:
+    """Return what tells contents apart."""
+    return hashlib.blake2b(content, digest_size=16).digest()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import logging
+from collections import Counter
 from pathlib import Path
 
 from anomalib.data.utils import TestSplitMode, ValSplitMode
@@ -11,6 +13,8 @@ from torchvision.transforms.v2 import Compose, InterpolationMode, RandomAffine, 
 from kd_multiresolution.data.arguments import check_data_arguments
 from kd_multiresolution.data.base import list_images
 from kd_multiresolution.data.held_out_normals import HeldOutNormals
+
+logger = logging.getLogger(__name__)
 
 
 class HeadCT(HeldOutNormals):
@@ -106,6 +110,11 @@ class HeadCT(HeldOutNormals):
         if not anomalous:
             msg = f"{table}: no image with a haemorrhage. Is the file cut off? {source}"
             raise ValueError(msg)
+        counts = (len(normal), len(anomalous))
+        if counts != (100, 100):
+            logger.warning(
+                "%s: %d images without and %d with a haemorrhage; published are 100 and 100.", table, *counts
+            )
         return normal, anomalous
 
 
@@ -113,10 +122,15 @@ def _read_labels(table: Path) -> dict[int, int]:
     """Return the label, 0 or 1, of each image number of HeadCT's ``labels.csv``."""
     try:
         with table.open(newline="") as file:
-            labels = {int(r["id"]): int(r["hemorrhage"]) for r in csv.DictReader(file, skipinitialspace=True)}
+            rows = [(int(r["id"]), int(r["hemorrhage"])) for r in csv.DictReader(file, skipinitialspace=True)]
     except (KeyError, TypeError, ValueError) as error:
         msg = f"{table}: expected the columns id and hemorrhage with a whole number in each row ({error!r})."
         raise ValueError(msg) from error
+    labels = dict(rows)
+    if len(labels) < len(rows):
+        twice = sorted(number for number, count in Counter(number for number, _ in rows).items() if count > 1)
+        msg = f"{table}: id {twice[0]} has more than one row."
+        raise ValueError(msg)
     if not set(labels.values()) <= {0, 1}:
         msg = f"{table}: hemorrhage must be 0 or 1, got {sorted(set(labels.values()))}."
         raise ValueError(msg)

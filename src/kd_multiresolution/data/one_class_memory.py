@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import Transform
 
 from kd_multiresolution.data.arguments import check_data_arguments
-from kd_multiresolution.data.base import OneClassDataModule, find_class, sample_rows
+from kd_multiresolution.data.base import OneClassDataModule, digest, find_class, report_equal, sample_rows
 from kd_multiresolution.data.memory import MemoryImages, Pixels, SampledVisualizer
 
 
@@ -146,6 +146,12 @@ class OneClassMemory(OneClassDataModule):
         pixels = Pixels(torch.cat([train.images[chosen], test.images]))
         self.train_data = self._dataset(pixels, train.labels[chosen], chosen, 0, Split.TRAIN)
         self.test_data = self._dataset(pixels, test.labels, torch.arange(len(test.labels)), len(chosen), Split.TEST)
+        parts = ((self.train_data, train.images[chosen]), (self.test_data, test.images))
+        digests = (
+            {path: digest(image.tobytes()) for path, image in zip(data.samples.image_path, images.numpy(), strict=True)}
+            for data, images in parts
+        )
+        report_equal(*digests, count=len(test.labels))
 
     def _dataset(self, pixels: Pixels, labels: Tensor, numbers: Tensor, offset: int, split: Split) -> MemoryImages:
         """Return a split: images from ``offset`` on, named by class and number in the original order."""
