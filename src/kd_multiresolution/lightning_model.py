@@ -163,7 +163,7 @@ class KdMultiresolution(AnomalibModule):
         learning_rate: float | None = None,
         false_alarm_rate: float = FALSE_ALARM_RATE,
         cache: Literal["float32", "float16"] | None = "float32",
-        cache_memory: float = 2.0,
+        cache_memory: float = 1.0,
         cache_folder: str | Path | None = None,
         seed: int = 0,
         pre_processor: PreProcessor | bool = True,
