@@ -277,9 +277,8 @@ def test_help_explains_every_argument(capsys: pytest.CaptureFixture[str]) -> Non
     for name in parameters:
         # "--model.sigma SIGMA explanation (type: float, default: 4.0)"; from Python 3.13 on the first of two names has
         # no SIGMA.
-        option = (
-            rf"--model\.{name}(?:(?: \S+)?, --model\.{name}\+)? (?:{name.upper()}|\{{[\w,]+\}}) (?P<explanation>[^(-].*?)"
-        )
+        names = rf"--model\.{name}(?:(?: \S+)?, --model\.{name}\+)?"
+        option = rf"{names} (?:{name.upper()}|\{{[\w,]+\}}) (?P<explanation>[^(-].*?)"
         found = re.search(option + r" \(type: ", text)
         assert found, f"no explanation of {name}"
         assert len(found["explanation"].split()) >= 2

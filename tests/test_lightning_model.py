@@ -193,6 +193,15 @@ def test_loaded_model_names_its_source_and_keeps_the_weight_that_auto_found(pict
     assert loaded.model.value_weight == network.model.value_weight
 
 
+@pytest.mark.parametrize("arguments", [{}, {"variant": "dual", "epochs": 2}])
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true", "16-mixed", "64-true"])
+def test_every_precision_trains(pictures: Path, tmp_path: Path, precision: str, arguments: dict[str, object]) -> None:
+    network = model(**arguments)
+    trained = engine(tmp_path, precision=precision, max_epochs=2)
+    trained.fit(network, datamodule=data(pictures))
+    assert torch.isfinite(trained.trainer.callback_metrics["train_loss"])
+
+
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed", "bf16-true"])
 def test_half_precision_scores(pictures: Path, tmp_path: Path, precision: str) -> None:
     network, reference = model(), model()

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from kd_multiresolution.dual import ChannelError, DualModel, top_mean
+from kd_multiresolution.optimizer import adam
 from kd_multiresolution.painted_defects import painted
 from kd_multiresolution.post_processor import NormalScores
 
@@ -95,7 +96,7 @@ class DualTraining:
             )
             raise ValueError(msg)
         parameters = [*self.model.local_cloner.parameters(), *self.model.global_cloner.parameters()]
-        optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+        optimizer = adam(parameters, learning_rate)
         cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
 

@@ -36,6 +36,7 @@ from kd_multiresolution.dual_training import LEARNING_RATE as DUAL_LEARNING_RATE
 from kd_multiresolution.finite import SICK_IMAGE, NonFiniteError
 from kd_multiresolution.image_files import ImageFileCheck
 from kd_multiresolution.image_memory import RememberedImages
+from kd_multiresolution.optimizer import adam
 from kd_multiresolution.post_processor import (
     FALSE_ALARM_RATE,
     FalseAlarmPostProcessor,
@@ -309,7 +310,7 @@ class KdMultiresolution(AnomalibModule):
             self._seed_epoch(self._first_epoch)
             self._set_epochs()
             return self._dual.optimizers(self.trainer, self.learning_rate)
-        return torch.optim.Adam(self._paper.cloner.parameters(), lr=self.learning_rate)
+        return adam(self._paper.cloner.parameters(), self.learning_rate)
 
     def on_fit_start(self) -> None:
         """Set the number of epochs if the user did not, and seed the first one."""
@@ -535,7 +536,11 @@ class KdMultiresolution(AnomalibModule):
             for path, image in zip(batch.image_path or (), batch.image, strict=False)
             if not bool(image.isfinite().all())
         ]
-        why = f"{sick[0]}: {SICK_IMAGE}" if sick else f"learning_rate={self.learning_rate:g} may be too high"
+        why = (
+            f"{sick[0]}: {SICK_IMAGE}"
+            if sick
+            else f"learning_rate={self.learning_rate:g} may be too high, or the precision too low"
+        )
         msg = f"The training loss is {float(loss)} after epoch {self.trainer.current_epoch + 1}. {why}."
         raise ValueError(msg)
 
