@@ -15,7 +15,7 @@ from kd_multiresolution import KdMultiresolution
 from kd_multiresolution.presets import LEARNING_RATE, PRESETS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-OTHERS = {"demo": "TextureDefects", "dual": "MVTecAD"}
+OTHERS = {"demo": "TextureDefects", "dual": "MVTecAD", "folder": "parts"}
 BENCHMARK = CONFIGS / "benchmark.yaml"
 TRAINING_CONFIGS = sorted(set(CONFIGS.glob("*.yaml")) - {BENCHMARK})
 
