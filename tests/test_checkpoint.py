@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -115,13 +116,22 @@ def test_a_newer_versions_checkpoint_is_refused(changed: Callable[..., Path]) ->
 
 
 def test_what_does_not_decide_shapes_may_differ(
-    checkpoints: dict[str, Path], changed: Callable[..., Path], pictures: Path, tmp_path: Path
+    checkpoints: dict[str, Path],
+    changed: Callable[..., Path],
+    pictures: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    same = KdMultiresolution(**SETTINGS)
+    engine(tmp_path).test(same, datamodule=data(pictures), ckpt_path=checkpoints["paper"])
+    assert "thresholds" not in caplog.text
     network = KdMultiresolution(
         **{**SETTINGS, "image_size": 64}, anomaly_map="discrepancy", score_points=["pool5"], seed=3,
         critical_points=["pool5", "pool4", "pool3", "pool2"],
     )  # fmt: skip
     engine(tmp_path).test(network, datamodule=data(pictures), ckpt_path=checkpoints["paper"])
+    fitted, given = "score_points=['pool3', 'pool4', 'pool5'], anomaly_map='gradient'", "['pool5'], anomaly_map='disc"
+    assert re.search(f"were fitted with {re.escape(fitted)}, the model has .*{re.escape(given)}", caplog.text)
     assert KdMultiresolution.load_from_checkpoint(changed(None)), "of a version that wrote no entry"
 
 

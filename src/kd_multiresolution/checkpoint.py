@@ -6,6 +6,7 @@ file can be taken for the original.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,10 @@ FORMAT = 1
 """To be raised with every change after which older versions cannot read new checkpoints."""
 
 ARGUMENTS = ("source", "variant", "cloner", "cloner_bias", "cloner_batch_norm")  # what decides the tensors' shapes
+# What decides the scores and maps that thresholds were fitted to.
+SCORING = ("terms", "value_weight", "score_points", "anomaly_map", "attribution_path", "sigma", "percentile_scale")
+
+logger = logging.getLogger(__name__)
 
 
 def describe(model: AnomalibModule, critical_points: tuple[str, ...]) -> dict[str, Any]:
@@ -28,7 +33,35 @@ def describe(model: AnomalibModule, critical_points: tuple[str, ...]) -> dict[st
         critical_points: the source's, in place of the argument, which may be the default.
     """
     built = {name: model.hparams[name] for name in ARGUMENTS}
-    return {"format": FORMAT, "version": __version__, "built": {**built, "critical_points": list(critical_points)}}
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "built": {**built, "critical_points": list(critical_points)},
+        "scoring": _scoring(model),
+    }
+
+
+def _scoring(model: AnomalibModule) -> dict[str, Any]:
+    settings = {name: model.hparams[name] for name in SCORING}
+    points = getattr(model.model, "score_points", None)  # the argument may be the default; the dual variant has none
+    return {**settings, "score_points": None if points is None else list(points)}
+
+
+def warn_of_other_scores(checkpoint: Mapping[str, Any], model: AnomalibModule) -> None:
+    """Say in the log if a model's scores or maps are not those that a checkpoint's thresholds were fitted to.
+
+    Args:
+        checkpoint: what was read.
+        model: the Lightning module, with a post-processor.
+    """
+    ours, theirs = _scoring(model), (checkpoint.get(KEY) or {}).get("scoring", {})
+    differing = [name for name in theirs if ours[name] != theirs[name]]
+    if differing:
+        logger.warning(
+            "The thresholds of this checkpoint were fitted with %s, the model has %s: labels and masks are wrong until "
+            "it is validated anew (anomalib validate, Engine.validate).",
+            *(", ".join(f"{name}={scoring[name]!r}" for name in differing) for scoring in (theirs, ours)),
+        )
 
 
 def check_checkpoint(checkpoint: Mapping[str, Any], model: AnomalibModule, critical_points: tuple[str, ...]) -> None:

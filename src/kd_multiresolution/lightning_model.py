@@ -27,7 +27,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
 from kd_multiresolution.arguments import check_seed, check_types
 from kd_multiresolution.attribution import CHUNK_SIZE
 from kd_multiresolution.checkpoint import KEY as CHECKPOINT_KEY
-from kd_multiresolution.checkpoint import check_checkpoint, describe
+from kd_multiresolution.checkpoint import check_checkpoint, describe, warn_of_other_scores
 from kd_multiresolution.convergence import ConvergenceStopping
 from kd_multiresolution.discrepancy import discrepancy_terms, weighted_sum
 from kd_multiresolution.dual import DualModel
@@ -342,7 +342,10 @@ class KdMultiresolution(AnomalibModule):
         super().on_load_checkpoint(checkpoint)
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self._first_epoch = checkpoint["epoch"] + 1
-        elif checkpoint.get("epoch", self._trained_epochs) + 1 < self._trained_epochs:
+            return
+        if self.post_processor is not None:
+            warn_of_other_scores(checkpoint, self)
+        if checkpoint.get("epoch", self._trained_epochs) + 1 < self._trained_epochs:
             # anomalib's "train" resumes from --ckpt_path, and then loads the same file once more for its test.
             logger.warning(
                 "What follows are the figures of the checkpoint, after epoch %d; the training has just ended with "

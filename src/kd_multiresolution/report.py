@@ -161,7 +161,7 @@ def draw_page(run: ScoredImages, visualizer: ThresholdVisualizer, *, has_thresho
     _draw_histogram(histogram, scores, labels, has_threshold=has_threshold)
     _draw_roc(curve, scores, labels, has_threshold=has_threshold)
     for row, (title, pictures) in zip(rows, shown, strict=True):
-        row.suptitle(title)
+        row.suptitle(f"{title}: image, true mask where there is one, heat map where it is high enough")
         for axes, picture in zip(row.subplots(PICTURES // COLUMNS, COLUMNS).flat, pictures, strict=False):
             drawn = visualizer.draw(picture.item) if has_threshold and picture.item.anomaly_map is not None else None
             axes.imshow(drawn or visualize_image_item(picture.item, fields=["image"], text_config={"enable": False}))
