@@ -86,8 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 logger.exception("%s failed; the next one follows.", trial.name)
                 failures[trial] = f"{type(error).__name__}: {error}".splitlines()[0]
         timed = {name: trial for name, trial in timed.items() if trial in results}
-        speed = inference_of(timed, options) if options.repetitions and timed else None
-    write(options, trials, results, failures, speed)
+        text = write(options, trials, results, failures, None)  # what is done stays if timing fails
+        if options.repetitions and timed:
+            text = write(options, trials, results, failures, inference_of(timed, options))
+    print(text)
     return len(failures)
 
 
@@ -108,8 +110,8 @@ def write(
     results: Mapping[Trial, Any],
     failures: Mapping[Trial, str],
     speed: Mapping[str, Any] | None,
-) -> None:
-    """Write tables and plots."""
+) -> str:
+    """Write tables and plots, and return the tables."""
     weights = f"`{options.weights.name}`" if options.weights else "timm's own weights"
     text = (
         f"{options.backbone} with {weights}, levels {', '.join(options.layers)} (PatchCore: "
@@ -131,7 +133,7 @@ def write(
             curves(plotted, results, category, options.output / f"curve_{category}.png")
     (options.output / "peers.md").write_text(text)
     write_whole(options.output / "peers.json", stored)
-    print(text)
+    return text
 
 
 def parser() -> argparse.ArgumentParser:
