@@ -26,7 +26,10 @@ BOTH: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {
     "variant": ([None, 1, ["paper"]], [("Paper", "paper, dual")]),
     "pretrained": (["yes", None, 1], []),
     "source_weights": ([3, True], [("nowhere.pth", "no such file")]),
-    "critical_points": ([3, "pool3", [1], ["pool3", None]], [([], "pool1, pool2"), (["pool9"], "pool1, pool2")]),
+    "critical_points": (
+        [3, "pool3", [1], ["pool3", None]],
+        [([], "pool1, pool2"), (["pool9"], "pool1, pool2"), (["pool3", "pool3"], "each level once")],
+    ),
     "sigma": (["4", None, True, np.float64(4)], [(-1, "0 or more"), (NAN, "0 or more"), (INF, "0 or more")]),
     "image_size": (
         ["64", 64.0, (64,), (64, 64, 64), (64, None), [], NAN, True, np.int64(64)],
@@ -45,7 +48,14 @@ BOTH: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {
     "visualizer": ([None, "x", 3], []),
 }
 PAPER: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {
-    "score_points": ([3, "pool3", [1]], [([], "critical_points"), (["pool1"], "pool2, pool3, pool4, pool5")]),
+    "score_points": (
+        [3, "pool3", [1]],
+        [
+            ([], "critical_points"),
+            (["pool1"], "pool2, pool3, pool4, pool5"),
+            (["pool3", "pool3"], "each critical point once"),
+        ],
+    ),
     "cloner": ([None, 1], [("big", "compact, equal")]),
     "cloner_bias": (["no", 2, None], []),
     "cloner_batch_norm": (["no", None], []),

@@ -72,5 +72,10 @@ def test_model_without_normalised_maps_refuses_it(arguments: dict[str, object]) 
 def test_errors_name_the_argument() -> None:
     with pytest.raises(ValueError, match=r"omit_below=1.5: expected a normalised score"):
         ThresholdVisualizer(1.5)
+    with pytest.raises(ValueError, match=r"field_size=\(0, 9\): expected a width and a height"):
+        ThresholdVisualizer(field_size=(0, 9))
+    for wrong in ({"omit_below": "x"}, {"field_size": (256,)}):
+        with pytest.raises(TypeError, match=f"{next(iter(wrong))}=.*expected"):
+            ThresholdVisualizer(**wrong)
     with pytest.raises(ValueError, match="anomaly_map=None"):
         ThresholdVisualizer().draw(ImageItem(image=torch.zeros(3, 8, 8)))

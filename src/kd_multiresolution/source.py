@@ -223,13 +223,16 @@ def critical_points_of(levels: Sequence[str], critical_points: Sequence[str] | N
     """Return the critical points in the order of the levels; by default the last four.
 
     Raises:
-        ValueError: if there is none, or one is not a level of the source.
+        ValueError: if there is none, one is not a level of the source, or one is named twice.
     """
     if critical_points is None:
         return tuple(levels[-NUM_CRITICAL_POINTS:])
     unknown = [point for point in critical_points if point not in levels]
     if unknown or not critical_points:
         msg = f"critical_points={list(critical_points)!r}: source {source!r} has the levels {', '.join(levels)}."
+        raise ValueError(msg)
+    if len(set(critical_points)) < len(critical_points):
+        msg = f"critical_points={list(critical_points)!r}: name each level once."
         raise ValueError(msg)
     return tuple(level for level in levels if level in critical_points)
 

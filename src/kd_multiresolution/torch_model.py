@@ -291,6 +291,9 @@ class KdMultiresolutionModel(nn.Module):
         if not score_points or not set(score_points) <= set(trained):
             msg = f"score_points={list(score_points)!r}: expected some of the critical_points, {', '.join(trained)}."
             raise ValueError(msg)
+        if len(set(score_points)) < len(score_points):
+            msg = f"score_points={list(score_points)!r}: name each critical point once."
+            raise ValueError(msg)
         return tuple(point for point in trained if point in score_points)
 
     def check_image_size(self, image_size: Sequence[int]) -> None:

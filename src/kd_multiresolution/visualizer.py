@@ -19,6 +19,8 @@ from anomalib.visualization.image.item_visualizer import visualize_image_item
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 
+from kd_multiresolution.arguments import check_types
+
 ALPHA = 0.5  # opacity of the heat map, as anomalib's
 
 
@@ -34,7 +36,8 @@ class ThresholdVisualizer(ImageVisualizer):
         output_dir: folder to write to; default: as anomalib's visualizer.
 
     Raises:
-        ValueError: if ``omit_below`` is out of range.
+        TypeError: if an argument has another type.
+        ValueError: if an argument is out of range.
     """
 
     def __init__(
@@ -43,8 +46,12 @@ class ThresholdVisualizer(ImageVisualizer):
         field_size: tuple[int, int] = (256, 256),
         output_dir: str | Path | None = None,
     ) -> None:
+        check_types(ThresholdVisualizer.__init__, locals())
         if not 0 <= omit_below <= 1:
             msg = f"omit_below={omit_below!r}: expected a normalised score, 0 to 1."
+            raise ValueError(msg)
+        if min(field_size) < 1:
+            msg = f"field_size={field_size!r}: expected a width and a height in pixels, 1 or more."
             raise ValueError(msg)
         super().__init__(field_size=field_size, output_dir=output_dir)
         self.omit_below = omit_below
