@@ -125,11 +125,14 @@ def test_what_does_not_decide_shapes_may_differ(
     same = KdMultiresolution(**SETTINGS)
     engine(tmp_path).test(same, datamodule=data(pictures), ckpt_path=checkpoints["paper"])
     assert "thresholds" not in caplog.text
+    assert "not heeded" not in caplog.text
     network = KdMultiresolution(
         **{**SETTINGS, "image_size": 64}, anomaly_map="discrepancy", score_points=["pool5"], seed=3,
         critical_points=["pool5", "pool4", "pool3", "pool2"],
     )  # fmt: skip
     engine(tmp_path).test(network, datamodule=data(pictures), ckpt_path=checkpoints["paper"])
+    assert "image_size=[64, 64]: not heeded, images are prepared as in the checkpoint's training" in caplog.text
+    assert network.pre_processor.transform.transforms[0].size == [SETTINGS["image_size"]] * 2
     fitted, given = "score_points=['pool3', 'pool4', 'pool5'], anomaly_map='gradient'", "['pool5'], anomaly_map='disc"
     assert re.search(f"were fitted with {re.escape(fitted)}, the model has .*{re.escape(given)}", caplog.text)
     assert KdMultiresolution.load_from_checkpoint(changed(None)), "of a version that wrote no entry"

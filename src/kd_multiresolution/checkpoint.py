@@ -38,13 +38,38 @@ def describe(model: AnomalibModule, critical_points: tuple[str, ...]) -> dict[st
         "version": __version__,
         "built": {**built, "critical_points": list(critical_points)},
         "scoring": _scoring(model),
+        "images": _images(model),
     }
+
+
+def _images(model: AnomalibModule) -> dict[str, Any]:
+    """Return what decides the pre-processor, which a model has from its checkpoint."""
+    size = model.hparams["image_size"]
+    sides = [size, size] if isinstance(size, int) else None if size is None else list(size)
+    return {"image_size": sides, "imagenet_normalization": model.hparams["imagenet_normalization"]}
 
 
 def _scoring(model: AnomalibModule) -> dict[str, Any]:
     settings = {name: model.hparams[name] for name in SCORING}
     points = getattr(model.model, "score_points", None)  # the argument may be the default; the dual variant has none
     return {**settings, "score_points": None if points is None else list(points)}
+
+
+def warn_of_other_images(checkpoint: Mapping[str, Any], model: AnomalibModule) -> None:
+    """Say in the log which arguments of a model give way to a checkpoint's pre-processor.
+
+    Args:
+        checkpoint: what was read.
+        model: the Lightning module.
+    """
+    ours, theirs = _images(model), (checkpoint.get(KEY) or {}).get("images", {})
+    # An argument that was not given asks for nothing.
+    unheeded = [name for name in theirs if ours[name] not in (None, theirs[name])]
+    if unheeded:
+        logger.warning(
+            "%s: not heeded, images are prepared as in the checkpoint's training.",
+            ", ".join(f"{name}={ours[name]!r}" for name in unheeded),
+        )
 
 
 def warn_of_other_scores(checkpoint: Mapping[str, Any], model: AnomalibModule) -> None:

@@ -27,7 +27,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
 from kd_multiresolution.arguments import check_seed, check_types
 from kd_multiresolution.attribution import CHUNK_SIZE
 from kd_multiresolution.checkpoint import KEY as CHECKPOINT_KEY
-from kd_multiresolution.checkpoint import check_checkpoint, describe, warn_of_other_scores
+from kd_multiresolution.checkpoint import check_checkpoint, describe, warn_of_other_images, warn_of_other_scores
 from kd_multiresolution.convergence import ConvergenceStopping
 from kd_multiresolution.discrepancy import discrepancy_terms, weighted_sum
 from kd_multiresolution.dual import DualModel
@@ -340,6 +340,7 @@ class KdMultiresolution(AnomalibModule):
         """
         check_checkpoint(checkpoint, self, self.model.source.critical_points)
         super().on_load_checkpoint(checkpoint)
+        warn_of_other_images(checkpoint, self)
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self._first_epoch = checkpoint["epoch"] + 1
             return
