@@ -87,7 +87,7 @@ if __name__ == "__main__":
     parser.add_argument("--source", default="vgg16", help="model of timm, or light_vgg")
     parser.add_argument("--critical_points", nargs="+", help="default: the first variant's own")
     parser.add_argument("--variants", nargs="+", choices=[*VARIANTS, "dual"], default=[*VARIANTS])
-    parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES)
+    parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=["torch", *EXPORTED])
     parser.add_argument("--sizes", nargs="+", type=int, default=[128, 256], help="pixels")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="images")
     parser.add_argument("--repetitions", type=int, default=15)
