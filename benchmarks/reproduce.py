@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from kd_multiresolution.arguments import check_seed
+from kd_multiresolution.dual import STRIDES
 from kd_multiresolution.presets import BATCH_SIZE
-from kd_multiresolution.source import Source
+from kd_multiresolution.source import Source, levels_of_strides
 from kd_multiresolution.torch_model import check_image_size
 from reproduction.data import DATASETS
 from reproduction.experiment import fingerprint, run
@@ -82,11 +83,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _source(options: argparse.Namespace, seed: int) -> Source:
     """Return the source of a seed's trainings; only random weights depend on the seed."""
+    points = options.critical_points
+    if points is None and options.variant == "dual":
+        points = levels_of_strides(options.source, STRIDES)
     return Source(
         options.source,
         pretrained=options.pretrained,
         weights=options.source_weights,
-        critical_points=options.critical_points,
+        critical_points=points,
         seed=seed,
     )
 
@@ -115,6 +119,7 @@ def write(
         texts.append(render(table, results, failed))
         parts = ["table", str(table.number)]
         parts += [table.dataset] if len(table.plan.datasets) > 1 and table.dataset else []
+        parts += [options.variant] if options.variant != "paper" else []
         parts += [f"{options.image_size}px"] if options.image_size else []
         parts += [f"limit{options.limit}"] if options.limit else []  # a look must not take a measurement's place
         path = options.output / "_".join(parts)
@@ -141,10 +146,11 @@ def parser() -> argparse.ArgumentParser:
     add("--root", type=Path, help="folder of the data; for Table 6 the one of brain_mri and head_ct")
     add("--output", type=Path, default=Path("results/reproduce"), help="folder of results and tables")
     add("--checkpoints", type=Path, help="folder to keep the trained models in")
+    add("--variant", choices=["paper", "dual"], default="paper", help="dual: Tables 2, 3, 5, 6, evaluated at the end")
     add("--source", default="vgg16.tv_in1k", help="the frozen network")
     add("--source-weights", type=Path, help="its weight file instead of a download")
     add("--pretrained", action=argparse.BooleanOptionalAction, default=True, help="trained weights, or random ones")
-    add("--critical-points", nargs="+", metavar="POINT", help="instead of the source's last four")
+    add("--critical-points", nargs="+", metavar="POINT", help="instead of the variant's own")
     add("--image-size", type=positive, help="pixels, instead of the preset's size and cut")
     add("--imagenet-normalization", action=argparse.BooleanOptionalAction, help="instead of the preset's choice")
     add("--batch-size", type=positive, default=BATCH_SIZE, help="images per training step")
@@ -194,9 +200,10 @@ def shared_settings(options: argparse.Namespace, source: Source) -> dict[str, ob
         "critical_points": source.critical_points,
         "batch_size": options.batch_size,
         "epochs": options.epochs,
-        "evaluations": options.evaluations,
+        "evaluations": options.evaluations if options.variant == "paper" else 1,
         "interval": options.interval,
         "limit": options.limit,
+        "variant": options.variant,
     }
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from kd_multiresolution.dual import FAMILIES, ChannelError, DualModel, top_mean
@@ -38,18 +41,40 @@ def model() -> DualModel:
     return calibrated(DualModel("light_vgg"), pictures(6))
 
 
-def test_scores_and_maps_do_not_depend_on_the_batch(model: DualModel) -> None:
+@pytest.fixture(params=[False, True], ids=["by its defects", "as a whole"])
+def judging(request: pytest.FixtureRequest, model: DualModel) -> Iterator[bool]:
+    """The model judges images in one of its two ways."""
+    before = model.judged_as_whole.clone()
+    model.judged_as_whole.fill_(request.param)
+    yield request.param
+    model.judged_as_whole.copy_(before)
+
+
+def test_scores_and_maps_do_not_depend_on_the_batch(model: DualModel, judging: bool) -> None:
     images = pictures(3, seed=1)
     together = model(images)
     assert together.anomaly_map.shape == (3, 1, *SIZE)
     assert (together.anomaly_map >= 0).all()
     features = model.source(model.checked_images(images))
-    fused = model.fused(model.families(features, *model.predictions(features)))
-    torch.testing.assert_close(together.pred_score, top_mean(fused)[:, 0])
+    local, overall = model.predictions(features)
+    expected = top_mean(model.fused(model.families(features, local, overall)))[:, 0]
+    if judging:
+        source, near = (F.avg_pool2d(F.pad(level[-1], [1] * 4, "replicate"), 3, 1) for level in (features, local))
+        inside = F.cosine_similarity(source, near)[:, 1:-1, 1:-1].mean((1, 2))
+        expected = model.as_a_whole(features, local)
+        assert torch.allclose(1 - inside, expected, atol=0.05), "but for the border, where fewer are averaged"
+    torch.testing.assert_close(together.pred_score, expected)
     for image, score, anomaly_map in zip(images, together.pred_score, together.anomaly_map, strict=True):
         single = model(image[None])
         torch.testing.assert_close(single.pred_score[0], score, rtol=1e-4, atol=0)
         torch.testing.assert_close(single.anomaly_map[0], anomaly_map, rtol=1e-4, atol=1e-5)
+
+
+def test_what_differs_as_a_whole_is_judged_as_a_whole() -> None:
+    """Pictures of one thing are judged by their defects, but not noise, in which a paste of noise is lost."""
+    noise = pictures(6, seed=3)
+    assert calibrated(DualModel("light_vgg"), noise).judged_as_whole
+    assert not calibrated(DualModel("light_vgg"), noise[:1] + 0.02 * noise).judged_as_whole
 
 
 def test_no_gradient_is_kept_in_evaluation(model: DualModel) -> None:

@@ -101,7 +101,8 @@ def test_resumed_training_equals_uninterrupted_training(pictures: Path, tmp_path
     for name, value in resumed.state_dict().items():
         if isinstance(value, torch.Tensor) and not name.startswith("evaluator"):
             told = f"{name}: {value} instead of {expected[name]}"
-            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, equal_nan=True, msg=told)
+            # Orthogonalised steps make more of the last digit than the gradient itself would.
+            torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4, equal_nan=True, msg=told)
 
 
 def test_checkpoint_keeps_all_statistics(

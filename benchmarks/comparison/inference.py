@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 from anomalib.models.components import AnomalibModule
-from torch import nn
+from torch import Tensor, nn
 
 from comparison.candidates import CANDIDATES
 from comparison.trial import Trial
 from kd_multiresolution.source import Source
-from runtimes import Outputs, export, measured, prepared, summary
+from runtimes import Outputs, Run, export, measured, prepared, summary
 
 BACKBONE = "backbone"
+LONGEST_REASON = 200  # characters
 
 
 def measure(
@@ -28,9 +29,10 @@ def measure(
     batches: Sequence[int],
     repetitions: int,
 ) -> dict[str, Any]:
-    """Return a row per runtime and batch size, and the size of each exported model in MiB.
+    """Return a row per runtime and batch size, the size of each exported model in MiB, and what did not run.
 
-    A model is timed as a user runs it, with its pre-processing, on pictures of its own size.
+    A model is timed as a user runs it, with its pre-processing, on pictures of its own size. One that cannot be exported,
+    or whose exported file does not take a batch, keeps nobody else from being timed.
 
     Args:
         trials: one per model.
@@ -46,21 +48,41 @@ def measure(
     size = trial.image_size
     models: dict[str, nn.Module] = {BACKBONE: Source(trial.backbone, critical_points=trial.layers).eval()}
     models |= {name: _load(trials[name], checkpoints[name]) for name in trials}
-    rows, sizes = [], {}
+    rows, sizes, failures = [], {}, {}
     with TemporaryDirectory() as folder:
         for runtime in runtimes:
-            runs = {}
+            runs: dict[str, Run] = {}
             for name, model in models.items():
                 file = Path(folder, name, "model.onnx")
-                if runtime != "torch":
-                    file = _export(model, file, size)
-                    sizes[name] = sum(part.stat().st_size for part in file.parent.iterdir()) / 2**20
-                runs[name] = prepared(runtime, model, file, trial.threads)
+                try:
+                    if runtime != "torch":
+                        file = _export(model, file, size)
+                        sizes[name] = sum(part.stat().st_size for part in file.parent.iterdir()) / 2**20
+                    runs[name] = prepared(runtime, model, file, trial.threads)
+                except Exception as error:
+                    failures[f"{runtime}, {name}"] = _in_a_line(error)
             for batch in batches:
-                seconds = measured(runs, torch.rand(batch, 3, size, size), repetitions)
+                images = torch.rand(batch, 3, size, size)
+                reasons = {name: reason for name, run in runs.items() if (reason := _failure(run, images))}
+                failures |= {f"{runtime}, {name}, batch {batch}": reason for name, reason in reasons.items()}
+                able = {name: run for name, run in runs.items() if name not in reasons}
+                seconds = measured(able, images, repetitions)
                 figures = {name: summary(times, seconds[BACKBONE], batch) for name, times in seconds.items()}
                 rows.append({"runtime": runtime, "batch": batch, "figures": figures})
-    return {"rows": rows, "export_mib": sizes}
+    return {"rows": rows, "export_mib": sizes, "failures": failures}
+
+
+def _failure(run: Run, images: Tensor) -> str | None:
+    """Return why a run with these images ends in an error, if it does."""
+    try:
+        run(images)
+    except Exception as error:
+        return _in_a_line(error)
+    return None
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST_REASON]}"
 
 
 def _load(trial: Trial, checkpoint: Path) -> AnomalibModule:

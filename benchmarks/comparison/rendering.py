@@ -45,20 +45,27 @@ def trials_table(trials: Sequence[Trial], results: Results, failures: Mapping[Tr
 
 
 def inference_table(inference: Mapping[str, Any]) -> str:
-    """Return a row per runtime and model: latency at each batch, best throughput, size of the exported model."""
+    """Return a row per runtime and model: latency at each batch, best throughput, size of the exported model.
+
+    What did not run has an empty cell, and its reason below.
+    """
     rows = inference["rows"]
     batches = sorted({row["batch"] for row in rows})
     head = ["runtime", "model", *(f"batch {batch}: ms, 95 %, ratio" for batch in batches), "images/s", "export, MiB"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for runtime in dict.fromkeys(row["runtime"] for row in rows):
         by_batch = {row["batch"]: row["figures"] for row in rows if row["runtime"] == runtime}
-        for name in by_batch[batches[0]]:
-            figures = [by_batch[batch][name] for batch in batches]
+        for name in dict.fromkeys(name for figures in by_batch.values() for name in figures):
             cells = [runtime, CANDIDATES[name].label if name in CANDIDATES else name]
-            cells += [f"{f['median_ms']:.0f}, {f['p95_ms']:.0f}, {f['ratio']:.2f}" for f in figures]
-            best, batch = max((f["images_per_second"], batch) for f, batch in zip(figures, batches, strict=True))
+            ran = {batch: figures[name] for batch, figures in by_batch.items() if name in figures}
+            for batch in batches:
+                f = ran.get(batch)
+                cells.append(f"{f['median_ms']:.0f}, {f['p95_ms']:.0f}, {f['ratio']:.2f}" if f else "")
+            best, batch = max((f["images_per_second"], batch) for batch, f in ran.items())
             size = "" if runtime == "torch" else f"{inference['export_mib'][name]:.0f}"
             lines.append("| " + " | ".join([*cells, f"{best:.1f} (batch {batch})", size]) + " |")
+    if inference["failures"]:
+        lines += ["", *(f"- {run}: {reason}" for run, reason in inference["failures"].items())]
     return "\n".join(lines) + "\n"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import sys
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -25,7 +26,7 @@ from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, No
 from kd_multiresolution import EvaluationAfterConvergence, KdMultiresolution, KdMultiresolutionModel
 from kd_multiresolution.source import Source
 from reproduction.data import data_module
-from reproduction.settings import Settings, View
+from reproduction.settings import SCORES, Settings, View
 
 PACKAGES = ("kd-multiresolution", "anomalib", "torch", "torchvision", "lightning", "timm", "kornia", "scikit-learn")
 
@@ -55,6 +56,17 @@ class ViewsAfterConvergence(EvaluationAfterConvergence):
             copy.load_state_dict(state)
             copy.to(pl_module.device)
         return self.copies
+
+
+class EvaluationAtTheEnd(EvaluationAfterConvergence):
+    """Evaluates the last epoch: the dual variant's rate falls to zero with it, whenever the loss has converged."""
+
+    def __init__(self) -> None:
+        super().__init__(evaluations=1, window=sys.maxsize)
+
+    def models(self, pl_module: AnomalibModule) -> Mapping[str, nn.Module]:
+        """Return the model under the name of the one view that it is wanted for."""
+        return {f"{SCORES.name}/": pl_module.model}
 
 
 class EpochProgress(Callback):
@@ -137,11 +149,10 @@ def run(
         "source_weights": None if weights is None else str(weights),
         "pretrained": settings.pretrained,
         "critical_points": list(settings.critical_points),
-        "cloner": settings.cloner,
-        "terms": settings.terms,
-        "value_weight": settings.value_weight,
         "seed": settings.seed,
     }
+    if settings.variant == "paper":
+        arguments |= {"cloner": settings.cloner, "terms": settings.terms, "value_weight": settings.value_weight}
     own = pre_processor(settings)
     form: dict[str, Any] = {
         "image_size": settings.image_size,
@@ -150,14 +161,19 @@ def run(
     length: dict[str, Any] = {} if settings.epochs is None else {"max_epochs": settings.epochs}
     model = KdMultiresolution(
         **arguments,
+        variant=settings.variant,
         **(form if own is True else {}),
         pre_processor=own,
         post_processor=False,
         evaluator=False,
         visualizer=False,
     )
-    evaluation = ViewsAfterConvergence(
-        settings.views, {**arguments, "source_weights": None}, settings.evaluations, settings.interval
+    evaluation = (
+        ViewsAfterConvergence(
+            settings.views, {**arguments, "source_weights": None}, settings.evaluations, settings.interval
+        )
+        if settings.variant == "paper"
+        else EvaluationAtTheEnd()
     )
     data = data_module(settings, root, workers)
     bar = EpochProgress(progress, settings.name)

@@ -139,7 +139,8 @@ def _section(
     ]
     first = next(iter(columns.values()))
     points = ", ".join(first.critical_points)
-    lines = [f"## {variant.method}", "", f"Critical points {points}; cloner {first.cloner}; terms {first.terms}.", ""]
+    parts = f"cloner {first.cloner}; terms {first.terms}" if first.variant == "paper" else "variant dual, not the paper's"
+    lines = [f"## {variant.method}", "", f"Critical points {points}; {parts}.", ""]
     lines += [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
     for column, cell in cells.items():
         theirs = _number(figures[column]) + (f" ± {spreads[column]}" if spreads[column] is not None else "")

@@ -75,6 +75,7 @@ class Settings:
         interval: epochs from one of them to the next.
         limit: training images, and test images of either kind; ``None``: all.
         views: how the trained model is read.
+        variant: ``paper``, or ``dual``, which has no cloner, terms and value weight to choose.
     """
 
     dataset: str
@@ -99,6 +100,7 @@ class Settings:
     interval: int
     limit: int | None
     views: tuple[View, ...]
+    variant: str = "paper"
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -129,6 +131,7 @@ class Settings:
     def name(self) -> str:
         """A short name for people."""
         parts = [self.dataset, self.normal_class, f"seed{self.seed}"]
+        parts += [self.variant] if self.variant != "paper" else []
         parts += [f"split{self.split}"] if self.split is not None else []
         parts += ["augmented"] if self.augment else []
         parts += [self.cloner] if self.cloner != "compact" else []

@@ -45,6 +45,7 @@ class Plan:
         views: how every training is read, beyond what the rows need.
         beside: metrics that are shown beside the table's own.
         per_column: whether each column is a data set of its own.
+        of_scores: whether its figures come from scores alone, and its rows differ in nothing of the model.
     """
 
     datasets: tuple[str, ...]
@@ -52,6 +53,7 @@ class Plan:
     views: tuple[View, ...] = ()
     beside: tuple[str, ...] = ("image_F1",)
     per_column: bool = False
+    of_scores: bool = False
 
 
 def _sizes_and_terms(equal: str, smaller: str) -> tuple[Variant, ...]:
@@ -69,11 +71,16 @@ _ATTRIBUTIONS = tuple(
 PLANS: Mapping[int, Plan] = MappingProxyType(
     {
         1: Plan(("mvtec",), _ATTRIBUTIONS, beside=()),
-        2: Plan(("mnist", "fashion_mnist", "cifar10", "cifar10_folder"), (Variant("OURS"),)),
-        3: Plan(("mvtec",), (Variant("OURS"),), views=_MAPS),
+        2: Plan(("mnist", "fashion_mnist", "cifar10", "cifar10_folder"), (Variant("OURS"),), of_scores=True),
+        3: Plan(("mvtec",), (Variant("OURS"),), views=_MAPS, of_scores=True),
         4: Plan(("mvtec",), (Variant("OURS", PAPER_MAPS),), views=_MAPS, beside=_MAP_METRICS),
-        5: Plan(("retinal_oct", "resc"), (Variant("OURS"),)),
-        6: Plan(("brain_mri", "head_ct"), (Variant("OURS"), Variant("OURS+AUG", augment=True)), per_column=True),
+        5: Plan(("retinal_oct", "resc"), (Variant("OURS"),), of_scores=True),
+        6: Plan(
+            ("brain_mri", "head_ct"),
+            (Variant("OURS"), Variant("OURS+AUG", augment=True)),
+            per_column=True,
+            of_scores=True,
+        ),
         7: Plan(
             ("mvtec",),
             (Variant("TheLast", last_points=1), Variant("TheLast2", last_points=2), Variant("TheLast4")),
@@ -146,9 +153,16 @@ def reproduction(
         base: settings that all trainings share, :class:`Settings`' fields but those decided here.
 
     Raises:
-        ValueError: if the table is not about that data set, or has no such class.
+        ValueError: if the table is not about that data set, or has no such class, or compares what only the paper's
+            variant has.
     """
     plan = PLANS[number]
+    if base["variant"] == "dual":
+        if not plan.of_scores:
+            able = ", ".join(str(n) for n, other in PLANS.items() if other.of_scores)
+            msg = f"--table={number}: it compares parts that --variant=dual does not have; Tables {able} can be measured."
+            raise ValueError(msg)
+        plan = replace(plan, views=())
     if dataset is not None and dataset not in plan.datasets:
         msg = f"--dataset={dataset!r}: Table {number} takes {', '.join(plan.datasets)}."
         raise ValueError(msg)

@@ -27,6 +27,7 @@ SMALLEST_SIDE = 2  # positions at the last critical point; the global cloner sta
 STRIDES = (4, 8, 16)  # of the levels compared by default; ResNet's layer1 to layer3
 FAMILIES = ("value", "direction", "disagreement")
 TOP_SHARE = 100  # an image's score is the mean of one in so many positions of its map, the highest
+NEIGHBOURS = 3  # positions per side, over which features are averaged before an image is judged as a whole
 
 
 class ChannelError(nn.Module):
@@ -63,8 +64,12 @@ class DualModel(nn.Module):
     - *direction*: one minus the cosine of source and local cloner, position by position;
     - *disagreement*: squared difference of the two cloners, each channel by its mean on normal images.
 
-    The map is their weighted sum, the score the mean of the highest hundredth of the map. What "normal" means and what
-    each family counts is set by :mod:`kd_multiresolution.dual_training`; all of it is kept in the state dict.
+    The map is their weighted sum, the score the mean of the highest hundredth of the map. Where whole images differ more
+    than a defect could make them, as in one class against others, they are judged as a whole instead: by the direction
+    at the last critical point, averaged over the image.
+
+    What "normal" means, what each family counts, and how images are judged, is set by
+    :mod:`kd_multiresolution.dual_training`; all of it is kept in the state dict.
 
     Args:
         source: ``light_vgg`` or any convolutional model of timm.
@@ -82,6 +87,7 @@ class DualModel(nn.Module):
     """
 
     family_weight: Tensor
+    judged_as_whole: Tensor
 
     def __init__(
         self,
@@ -110,6 +116,7 @@ class DualModel(nn.Module):
         self.value = nn.ModuleList(ChannelError(level.channels) for level in levels[1:])
         self.disagreement = nn.ModuleList(ChannelError(level.channels) for level in levels[1:])
         self.register_buffer("family_weight", torch.ones(len(FAMILIES) * len(levels[1:])))
+        self.register_buffer("judged_as_whole", torch.tensor(False))  # noqa: FBT003
         # The map is blurred where it is computed, in positions of the first level: a sixteenth of the pixels.
         self.anomaly_map_generator = AnomalyMapGenerator(sigma, opening=False, stride=levels[0].stride)
         self.to(memory_format=torch.channels_last)
@@ -156,10 +163,28 @@ class DualModel(nn.Module):
         fused: Tensor = self.anomaly_map_generator(families * self.family_weight[:, None, None])
         return fused
 
-    def read(self, families: Tensor, image_size: tuple[int, int]) -> InferenceBatch:
-        """Return scores and maps as :meth:`forward`, from the families of maps."""
+    def as_a_whole(self, features: Sequence[Tensor], local: Sequence[Tensor]) -> Tensor:
+        """Return how far images are as a whole from what the local cloner makes of them: (N,), from 0 to 2.
+
+        The direction at the last critical point, of features averaged over 3 x 3 positions, on average over the image.
+
+        Args:
+            features: the source's, (N, C_i, H_i, W_i) per critical point.
+            local: what the local cloner predicts of all but the first.
+        """
+        return local_direction(average(features[-1]), average(local[-1])).mean((1, 2, 3))
+
+    def read(self, families: Tensor, whole: Tensor, image_size: tuple[int, int]) -> InferenceBatch:
+        """Return scores and maps as :meth:`forward`.
+
+        Args:
+            families: those of :meth:`families`.
+            whole: that of :meth:`as_a_whole`.
+            image_size: of the map, height and width in pixels.
+        """
         maps = self.fused(families)
-        return InferenceBatch(pred_score=top_mean(maps)[:, 0], anomaly_map=resized(maps, image_size))
+        scores = torch.where(self.judged_as_whole, whole, top_mean(maps)[:, 0])
+        return InferenceBatch(pred_score=scores, anomaly_map=resized(maps, image_size))
 
     def forward(self, images: Tensor) -> InferenceBatch | tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return the activations in training mode, scores and maps in evaluation mode.
@@ -170,7 +195,7 @@ class DualModel(nn.Module):
         Returns:
             In training mode the source's activations at all critical points but the first, the local and the global
             cloner's; in evaluation mode an ``InferenceBatch``: ``anomaly_map`` (N, 1, H, W), >= 0, and ``pred_score``
-            (N,), the mean of its highest hundredth, unbounded.
+            (N,), the mean of its highest hundredth, unbounded, or :meth:`as_a_whole`.
 
         Raises:
             ValueError: if the images have another shape.
@@ -183,8 +208,9 @@ class DualModel(nn.Module):
             return features[1:], *self.predictions(features)
         with torch.no_grad():
             height, width = images.shape[-2:]
-            families = self.families(features, *self.predictions(features))
-            return checked_predictions(self.read(families, (height, width)), images)
+            local, overall = self.predictions(features)
+            families, whole = self.families(features, local, overall), self.as_a_whole(features, local)
+            return checked_predictions(self.read(families, whole, (height, width)), images)
 
     def check_image_size(self, image_size: Sequence[int]) -> None:
         """Check that every level of the source covers the image exactly, and cloner and blur fit into it.
@@ -216,6 +242,11 @@ class DualModel(nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore :meth:`get_extra_state`."""
         self.source.weights = state["source_weights"]
+
+
+def average(features: Tensor) -> Tensor:
+    """Return the mean of each position and those around it, at the border of those that there are."""
+    return F.avg_pool2d(features, NEIGHBOURS, 1, NEIGHBOURS // 2, count_include_pad=False)
 
 
 def top_mean(maps: Tensor) -> Tensor:

@@ -15,12 +15,13 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from kd_multiresolution.dual import ChannelError, DualModel, top_mean
-from kd_multiresolution.optimizer import adam
+from kd_multiresolution.optimizer import Muon
 from kd_multiresolution.painted_defects import painted
 from kd_multiresolution.post_processor import NormalScores
 
 IMAGE_SIZE = (256, 256)
-LEARNING_RATE = 2e-3  # the highest
+LEARNING_RATE = 4e-3  # the highest
+WEIGHT_DECAY = 1.0
 HELD_OUT_FRACTION = 8  # one of so many normal images
 MOST_HELD_OUT = 64
 FEWEST_HELD_OUT = 4
@@ -29,6 +30,7 @@ STEPS = 1400  # of training, where nobody gives a number of epochs
 LOCAL_SHARE = 4  # the local cloner learns from one in so many images: each has many positions, which it sees one by one
 PAINTED = 64  # pictures with a painted defect, or as many as there are held-out images
 LARGEST_GAIN = 5.0  # deviations: a defect that nobody can miss says nothing about others
+NOTICEABLE_GAIN = 0.6  # deviations: above 1.4 on industrial parts, at most 0.34 on one class against others
 CHUNK = 16  # held-out images at a time
 
 Reduce = Callable[[Tensor], Tensor]
@@ -84,7 +86,7 @@ class DualTraining:
         return math.ceil(STEPS * (trainer.max_epochs or 1) / trainer.estimated_stepping_batches)
 
     def optimizers(self, trainer: Trainer, learning_rate: float) -> OptimizerLRSchedulerConfig:
-        """Return Adam over both cloners and one cycle of its rate over all steps.
+        """Return Muon over both cloners and one cycle of its rate over all steps.
 
         Raises:
             ValueError: if nothing says how many steps there are.
@@ -96,8 +98,10 @@ class DualTraining:
             )
             raise ValueError(msg)
         parameters = [*self.model.local_cloner.parameters(), *self.model.global_cloner.parameters()]
-        optimizer = adam(parameters, learning_rate)
-        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=int(steps))
+        optimizer = Muon(parameters, learning_rate, weight_decay=WEIGHT_DECAY)
+        cycle = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, learning_rate, total_steps=int(steps), cycle_momentum=False
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
 
     def start(
@@ -223,7 +227,10 @@ def calibrate(
     image_size: tuple[int, int],
     reduce: Reduce,
 ) -> tuple[NormalScores, NormalScores]:
-    """Set from held-out normal images what the model compares with: error per channel, and weight of each map.
+    """Set from held-out normal images what the model compares with, and how it judges.
+
+    That is the error per channel, the weight of each map, and whether images are judged as a whole: where a painted
+    defect raises the mean of no map by a noticeable part of what it differs by among normal images.
 
     Args:
         model: its cloners as they are.
@@ -239,7 +246,10 @@ def calibrate(
     _weigh_channels(model, on_normal, reduce)
     normal_maps, defective_maps = _maps(model, on_normal), _maps(model, _predicted(model, defective))
     _weigh_families(model, top_mean(model.blurred(normal_maps)), top_mean(model.blurred(defective_maps)), reduce)
-    read = model.read(normal_maps, image_size)
+    gain_of_means, _ = gains(normal_maps.mean((2, 3)), defective_maps.mean((2, 3)), reduce)
+    model.judged_as_whole.fill_(bool(gain_of_means.max() < NOTICEABLE_GAIN))
+    whole = torch.cat([model.as_a_whole(features, local) for features, local, _ in on_normal])
+    read = model.read(normal_maps, whole, image_size)
     peaks = cast("Tensor", read.anomaly_map).flatten(1).amax(1)
     return _distribution(cast("Tensor", read.pred_score), reduce), _distribution(peaks, reduce)
 
@@ -260,28 +270,39 @@ def _distribution(scores: Tensor, reduce: Reduce) -> NormalScores:
     return NormalScores(float(mean), float(deviation), count)
 
 
-def _weigh_families(model: DualModel, normal: Tensor, defective: Tensor, reduce: Reduce) -> None:
-    """Let each map count as much as painted defects raise it.
+def gains(normal: Tensor, defective: Tensor, reduce: Reduce) -> tuple[Tensor, Tensor]:
+    """Return by how much painted defects raise each map's value, and the deviation in which that is measured.
 
     A map's *gain* is by how many deviations of its values on normal images a defect raises its value on the same
-    image, between -5 and 5, on average. It counts, per deviation, by the square of its gain: a linear discriminant of
-    independent maps would take the gain itself, but the maps find the same defects, and the better ones should lead.
+    image, between -5 and 5, on average.
 
     Args:
-        model: its weights are set.
         normal: (N, K), value of each map on each normal image.
         defective: (M, K), M a multiple of N: on the same images with painted defects.
         reduce: sums over all processes.
+
+    Returns:
+        Gains and deviations, (K,) each, the deviations above zero.
     """
     _, deviation, _ = mean_and_deviation(normal, reduce)
-    scale = 1 / deviation.clamp_min(torch.finfo(deviation.dtype).eps)
-    raised = (defective - normal.repeat(len(defective) // max(len(normal), 1), 1)) * scale
+    deviation = deviation.clamp_min(torch.finfo(deviation.dtype).eps)
+    raised = (defective - normal.repeat(len(defective) // max(len(normal), 1), 1)) / deviation
     sums = torch.cat([raised.clamp(-LARGEST_GAIN, LARGEST_GAIN).sum(0), raised.new_tensor([len(raised)])])
-    *gains, count = reduce(sums).unbind()
-    share = (torch.stack(gains) / count).clamp_min(0).square()
+    *totals, count = reduce(sums).unbind()
+    return torch.stack(totals) / count, deviation
+
+
+def _weigh_families(model: DualModel, normal: Tensor, defective: Tensor, reduce: Reduce) -> None:
+    """Let each map count, per deviation, by the square of its gain.
+
+    A linear discriminant of independent maps would take the gain itself, but the maps find the same defects, and the
+    better ones should lead. Arguments as of :func:`gains`; the weights of the model are set.
+    """
+    gain, deviation = gains(normal, defective, reduce)
+    share = gain.clamp_min(0).square()
     # Maps that no defect raises cannot be told apart, as with random weights: they count alike.
     share = torch.where(share.sum() > 0, share / share.sum(), 1 / len(share))
-    model.family_weight.copy_(share * scale)
+    model.family_weight.copy_(share / deviation)
 
 
 def _weigh_channels(model: DualModel, predicted: Sequence[Predicted], reduce: Reduce) -> None:

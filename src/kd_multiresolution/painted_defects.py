@@ -12,8 +12,8 @@ import torch
 from kornia.filters import gaussian_blur2d, sobel
 from torch import Tensor
 
-SMALLEST, LARGEST = 0.02, 0.08  # half axes, as fractions of the image's shorter side
-FAINTEST = 0.5  # opacity
+SMALLEST, LARGEST = 0.015, 0.05  # half axes, as fractions of the image's shorter side
+FAINTEST = 0.35  # opacity
 
 
 def painted(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import peers
 from comparison import hub_cache
 from comparison.candidates import CANDIDATES
 from comparison.experiment import data_of, run
-from comparison.rendering import trials_table
+from comparison.inference import measure
+from comparison.rendering import inference_table, trials_table
 from comparison.trial import Trial
 from kd_multiresolution.data.texture_defects import ensure_written
 
@@ -148,6 +150,18 @@ def test_table_has_mean_and_deviation_over_seeds() -> None:
     table = trials_table(trials, {trials[0]: result(0.9), trials[1]: result(0.8)}, {trials[2]: "out of memory"})
     assert "| bottle | 8 | PaDiM | 1 | 85.0 ± 7.1 | 50.0 ± 0.0 | 25.0 ± 0.0 | 3 | 2 | 9 | 5 | 2 |" in table
     assert "| bottle | 8 | ours, dual | failed: out of memory |" in table
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_model_whose_export_takes_one_batch_size_stops_nobody(mvtec: Path, tmp_path: Path) -> None:
+    trial, file = replace(TRIAL, model="patchcore"), tmp_path / "model.ckpt"
+    run(trial, mvtec, file)
+    found = measure({"patchcore": trial}, {"patchcore": file}, ["openvino"], [1, 2], 1)
+    assert [{*row["figures"]} for row in found["rows"]] == [{"backbone", "patchcore"}, {"backbone"}]
+    assert {*found["failures"]} == {"openvino, patchcore, batch 2"}
+    table = inference_table(found)
+    assert re.search(r"\| openvino \| PatchCore \| [\d., ]+ \|  \| [\d.]+ \(batch 1\) \| \d+ \|", table), table
+    assert "- openvino, patchcore, batch 2: RuntimeError" in table
 
 
 def test_epochs_of_a_model_that_has_one_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

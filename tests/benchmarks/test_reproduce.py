@@ -31,6 +31,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 BASE: dict[str, Any] = {
     "source": "light_vgg", "pretrained": True, "weights": None, "weights_sha256": "0", "batch_size": 64, "epochs": None,
     "critical_points": ("pool2", "pool3", "pool4", "pool5"), "evaluations": 5, "interval": 10, "limit": None,
+    "variant": "paper",
 }  # fmt: skip
 
 
@@ -195,6 +196,7 @@ def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
     for arguments, message in (
         (["--table", "3", "--dataset", "mnist"], "Table 3 takes mvtec"),
         (["--table", "3", "--classes", "cow"], "0 bottle, 1 hazelnut"),
+        (["--table", "9", "--variant", "dual"], "--table=9: .* Tables 2, 3, 5, 6 can"),
     ):
         with pytest.raises(SystemExit, match=message):
             reproduce.main([*arguments, "--source", "light_vgg", "--output", str(tmp_path)])
@@ -252,6 +254,19 @@ def test_a_training_that_ends_at_its_limit_is_averaged_over_its_last_epochs(medi
         labels += batch.gt_label.tolist()
         scores += network.model(network.pre_processor(batch.image)).pred_score.tolist()
     assert roc_auc_score(labels, scores) == pytest.approx(result["metrics"]["scores/image_AUROC"]["values"][-1])
+
+
+def test_the_dual_variant_is_evaluated_at_the_end_of_its_cycle(medical: Path, tmp_path: Path) -> None:
+    options = ["--dataset", "brain_mri", "--epochs", "2", "--batch-size", "4"]
+    assert reproduce_table(6, medical, tmp_path, *options) == 0
+    assert reproduce_table(6, medical, tmp_path, *options, "--variant", "dual") == 0
+    results = {settings.variant: (settings, result) for settings, result in Results(tmp_path / "trainings")}
+    settings, result = results["dual"]
+    assert settings.critical_points == ("pool2", "pool3", "pool4"), "the variant's own"
+    assert result["evaluated_after"] == [2]
+    assert len(results) == 2
+    assert "variant dual" in (tmp_path / "table_6_dual_32px.md").read_text()
+    assert "variant dual" not in (tmp_path / "table_6_32px.md").read_text()
 
 
 def test_settings_come_from_the_presets_and_the_variant() -> None:

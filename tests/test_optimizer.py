@@ -1,0 +1,83 @@
+"""Muon: what it does to a matrix, and that it learns, whatever the type of the weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from timm.optim.muon import zeropower_via_newtonschulz
+from torch import nn
+
+from kd_multiresolution.optimizer import POLYNOMIALS, Muon, orthogonalized
+
+
+@pytest.mark.parametrize("shape", [(32, 64), (128, 1152), (256, 128), (64, 1), (1, 64)])
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e6])
+def test_singular_values_come_near_one(shape: tuple[int, int], scale: float) -> None:
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalized(scale * torch.randn(shape)))
+    assert values.min() > 0.97
+    assert values.max() < 1.04
+
+
+@pytest.mark.parametrize("shape", [(32, 64), (256, 128)])
+def test_agrees_with_the_iteration_on_the_whole_matrix(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(shape)
+    expected = zeropower_via_newtonschulz(matrix, len(POLYNOMIALS), [*POLYNOMIALS], dtype=torch.float32)
+    assert torch.allclose(orthogonalized(matrix), expected, atol=1e-5)
+
+
+def test_nothing_stays_nothing() -> None:
+    assert not orthogonalized(torch.zeros(3, 5)).any()
+
+
+def test_a_step_has_the_size_that_the_rate_says_and_decay_takes_its_share() -> None:
+    torch.manual_seed(0)
+    weight, bias, unused = (nn.Parameter(torch.randn(shape)) for shape in ((16, 8, 3, 3), (16,), (2,)))
+    before = [weight.detach().clone(), bias.detach().clone(), unused.detach().clone()]
+    optimizer = Muon([weight, bias, unused], lr=0.01, weight_decay=0.5)
+    weight.grad, bias.grad = torch.randn_like(weight), torch.randn_like(bias)
+    optimizer.step()
+    for now, then in ((weight, before[0]), (bias, before[1])):
+        step = now - (1 - 0.01 * 0.5) * then
+        assert step.square().mean().sqrt().item() == pytest.approx(0.2 * 0.01, rel=0.05)
+        assert (step * now.grad).sum() < 0
+    assert torch.equal(unused, before[2]), "no gradient, no step"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_learns_a_convolution(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(8, 3, 8, 8)
+    target = nn.Conv2d(3, 4, 3)(images).detach()
+    layer = nn.Conv2d(3, 4, 3).to(dtype)
+    optimizer = Muon(layer.parameters(), lr=0.02)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = (layer(images.to(dtype)).float() - target).square().mean()
+        loss.backward()
+        return loss.item()
+
+    losses = [optimizer.step(closure) for _ in range(60)]
+    assert losses[-1] < 0.05 * losses[0]
+
+
+def test_a_resumed_optimizer_steps_as_an_uninterrupted_one() -> None:
+    def steps(layer: nn.Linear, optimizer: Muon, count: int) -> None:
+        for _ in range(count):
+            optimizer.zero_grad()
+            layer(torch.ones(1, 4)).square().sum().backward()
+            optimizer.step()
+
+    torch.manual_seed(0)
+    whole = nn.Linear(4, 3)
+    resumed = nn.Linear(4, 3)
+    resumed.load_state_dict(whole.state_dict())
+    optimizers = [Muon(layer.parameters(), lr=0.01, weight_decay=0.1) for layer in (whole, resumed)]
+    steps(whole, optimizers[0], 4)
+    steps(resumed, optimizers[1], 2)
+    again = Muon(resumed.parameters(), lr=1.0)
+    again.load_state_dict(optimizers[1].state_dict())
+    steps(resumed, again, 2)
+    assert torch.equal(whole.weight, resumed.weight)
