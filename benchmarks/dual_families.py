@@ -3,8 +3,9 @@
 python benchmarks/dual_families.py --checkpoint model.ckpt --category screw --output screw
 
 Writes ``screw.md`` and ``screw.json``, all x 100: AUROC of images, by the mean of the map's highest hundredth, and of
-pixels; AUPRO.
-The rules measure each family in its deviations on the held-out normal images; the last row is the model as it is.
+pixels; AUPRO. The rules measure each family in its deviations on the held-out normal images; the last row is the model
+as it is. ``screw.png`` shows each of these maps on some defects, from the lowest value on held-out normal images (dark)
+to the highest on the defects shown (bright), with the outline of the mask.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any, cast
 import torch
 from anomalib.data import MVTecAD
 from anomalib.pre_processing import PreProcessor
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from kd_multiresolution import KdMultiresolution
@@ -31,15 +34,17 @@ COLUMNS = ("image_AUROC", "pixel_AUROC", "AUPRO")
 
 @torch.inference_mode()
 def read(network: DualModel, prepare: PreProcessor, batches: Iterable[Any]) -> dict[str, Tensor]:
-    """Return the blurred maps of all images, (N, 3 L, H, W), with labels and masks."""
-    maps, labels, masks = [], [], []
+    """Return all images with labels, masks, and blurred maps, (N, 3 L, H, W)."""
+    pictures, maps, labels, masks = [], [], [], []
     for batch in batches:
         images = network.checked_images(prepare(batch.image))
         features = network.source(images)
         maps.append(network.blurred(network.families(features, *network.predictions(features))))
+        pictures.append(resized(batch.image.as_subclass(Tensor), tuple(images.shape[-2:])))
         labels.append(batch.gt_label.int())
         masks.append(batch.gt_mask.as_subclass(Tensor).bool())
-    return {"maps": torch.cat(maps), "labels": torch.cat(labels), "masks": torch.cat(masks)}
+    parts = {"images": pictures, "maps": maps, "labels": labels, "masks": masks}
+    return {name: torch.cat(part) for name, part in parts.items()}
 
 
 def joined(network: DualModel, normal: Tensor, maps: Tensor) -> dict[str, Tensor]:
@@ -55,14 +60,18 @@ def joined(network: DualModel, normal: Tensor, maps: Tensor) -> dict[str, Tensor
     }
 
 
-def rows(model: KdMultiresolution, data: MVTecAD) -> list[dict[str, Any]]:
-    """Return one row per reading."""
+def read_all(model: KdMultiresolution, data: MVTecAD) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return what :func:`read` does of the held-out normal images and of the test images."""
     network, prepare = cast("DualModel", model.eval().model), cast("PreProcessor", model.pre_processor)
     data.setup()
     held_out = held_out_images(data.train_data.samples.image_path, model.seed)
     indices = [i for i, path in enumerate(data.train_data.samples.image_path) if path in held_out]
     data.train_data.subsample(indices, inplace=True)
-    normal, test = (read(network, prepare, batches) for batches in (data.train_dataloader(), data.test_dataloader()))
+    return read(network, prepare, data.train_dataloader()), read(network, prepare, data.test_dataloader())
+
+
+def rows(network: DualModel, normal: dict[str, Tensor], test: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """Return one row per reading."""
     size = cast("tuple[int, int]", tuple(test["masks"].shape[-2:]))
     table = []
     for name, maps in joined(network, normal["maps"], test["maps"]).items():
@@ -71,6 +80,28 @@ def rows(model: KdMultiresolution, data: MVTecAD) -> list[dict[str, Any]]:
         )
         table.append({"map": name, **{column: found[column] for column in COLUMNS}})
     return table
+
+
+def draw(network: DualModel, normal: dict[str, Tensor], test: dict[str, Tensor], count: int, file: Path) -> None:
+    """Draw defective test images, evenly spread over their kinds, and their maps in every reading."""
+    defective = test["labels"].nonzero()[:, 0]
+    chosen = defective[torch.linspace(0, len(defective) - 1, min(count, len(defective))).round().long()]
+    maps, floor = (joined(network, normal["maps"], part) for part in (test["maps"][chosen], normal["maps"]))
+    columns = len(maps) + 1
+    figure = Figure(figsize=(1.6 * columns, 1.7 * len(chosen) + 0.4), layout="constrained")
+    for row, axes in enumerate(figure.subplots(len(chosen), columns, squeeze=False)):
+        image, mask = test["images"][chosen[row]], test["masks"][chosen[row]].squeeze()
+        size = tuple(image.shape[-2:])
+        outline = resized(mask[None, None].float(), size)[0, 0]
+        pictures = [image.movedim(0, -1), *(resized(found[row][None], size)[0, 0] for found in maps.values())]
+        limits = [(0.0, 1.0), *((float(floor[name].amin()), float(found.amax())) for name, found in maps.items())]
+        for ax, name, picture, (low, high) in zip(axes, ("image", *maps), pictures, limits, strict=True):
+            ax.imshow(picture, vmin=low, vmax=high, cmap="inferno")
+            ax.contour(outline, [0.5], colors="cyan", linewidths=0.6)
+            ax.set_axis_off()
+            if row == 0:
+                ax.set_title(name, fontsize=8)
+    FigureCanvasAgg(figure).print_figure(file, dpi=100)
 
 
 def markdown(table: list[dict[str, Any]]) -> str:
@@ -87,13 +118,17 @@ if __name__ == "__main__":
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint of a trained dual model")
     parser.add_argument("--root", type=Path, default=Path("datasets/MVTecAD"), help="folder of MVTec AD")
     parser.add_argument("--category", default="bottle", help="category of MVTec AD")
+    parser.add_argument("--defects", type=int, default=6, help="to draw")
     parser.add_argument("--output", type=Path, required=True, help="files to write, without suffix")
     arguments = parser.parse_args()
     model = KdMultiresolution.load_from_checkpoint(arguments.checkpoint)
     # Masks are compared at the size of the model's images.
     data = MVTecAD(arguments.root, arguments.category, train_batch_size=8, eval_batch_size=8, num_workers=0)
-    table = rows(model, data)
-    weights = torch.unflatten(cast("DualModel", model.model).family_weight, 0, (-1, len(FAMILIES))).tolist()
+    network = cast("DualModel", model.model)
+    normal, test = read_all(model, data)
+    table = rows(network, normal, test)
+    draw(network, normal, test, arguments.defects, arguments.output.with_suffix(".png"))
+    weights = torch.unflatten(network.family_weight, 0, (-1, len(FAMILIES))).tolist()
     arguments.output.with_suffix(".json").write_text(json.dumps({"rows": table, "weights": weights}, indent=1))
     arguments.output.with_suffix(".md").write_text(markdown(table))
     print(markdown(table))

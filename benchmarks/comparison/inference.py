@@ -31,8 +31,8 @@ def measure(
 ) -> dict[str, Any]:
     """Return a row per runtime and batch size, the size of each exported model in MiB, and what did not run.
 
-    A model is timed as a user runs it, with its pre-processing, on pictures of its own size. One that cannot be exported,
-    or whose exported file does not take a batch, keeps nobody else from being timed.
+    A model is timed as a user runs it, with its pre-processing, on pictures of its own size. One that cannot be
+    exported, or whose exported file does not take a batch, keeps nobody else from being timed.
 
     Args:
         trials: one per model.

@@ -139,7 +139,9 @@ def _section(
     ]
     first = next(iter(columns.values()))
     points = ", ".join(first.critical_points)
-    parts = f"cloner {first.cloner}; terms {first.terms}" if first.variant == "paper" else "variant dual, not the paper's"
+    parts = (
+        f"cloner {first.cloner}; terms {first.terms}" if first.variant == "paper" else "variant dual, not the paper's"
+    )
     lines = [f"## {variant.method}", "", f"Critical points {points}; {parts}.", ""]
     lines += [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
     for column, cell in cells.items():

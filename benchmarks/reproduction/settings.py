@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Settings:
     interval: int
     limit: int | None
     views: tuple[View, ...]
-    variant: str = "paper"
+    variant: Literal["paper", "dual"] = "paper"
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data."""

@@ -64,9 +64,9 @@ class DualModel(nn.Module):
     - *direction*: one minus the cosine of source and local cloner, position by position;
     - *disagreement*: squared difference of the two cloners, each channel by its mean on normal images.
 
-    The map is their weighted sum, the score the mean of the highest hundredth of the map. Where whole images differ more
-    than a defect could make them, as in one class against others, they are judged as a whole instead: by the direction
-    at the last critical point, averaged over the image.
+    The map is their weighted sum, the score the mean of the highest hundredth of the map. Where whole images differ
+    more than a defect could make them, as in one class against others, they are judged as a whole instead: by the
+    direction at the last critical point, averaged over the image.
 
     What "normal" means, what each family counts, and how images are judged, is set by
     :mod:`kd_multiresolution.dual_training`; all of it is kept in the state dict.
@@ -116,7 +116,7 @@ class DualModel(nn.Module):
         self.value = nn.ModuleList(ChannelError(level.channels) for level in levels[1:])
         self.disagreement = nn.ModuleList(ChannelError(level.channels) for level in levels[1:])
         self.register_buffer("family_weight", torch.ones(len(FAMILIES) * len(levels[1:])))
-        self.register_buffer("judged_as_whole", torch.tensor(False))  # noqa: FBT003
+        self.register_buffer("judged_as_whole", torch.tensor(False))
         # The map is blurred where it is computed, in positions of the first level: a sixteenth of the pixels.
         self.anomaly_map_generator = AnomalyMapGenerator(sigma, opening=False, stride=levels[0].stride)
         self.to(memory_format=torch.channels_last)

@@ -112,7 +112,7 @@ class KdMultiresolution(AnomalibModule):
         epochs: train for this many epochs. Default: until the training loss has converged; for the dual variant, as
             many as make 1,400 steps. ``--trainer.max_epochs`` takes precedence (unless it is 1000, Lightning's own
             default), as an upper limit where ``epochs`` is not given.
-        learning_rate: Adam's learning rate, by default 1e-3; for the dual variant Muon's, the highest of one cycle, 4e-3.
+        learning_rate: Adam's learning rate, by default 1e-3; for the dual variant Muon's, the highest of a cycle, 4e-3.
         false_alarm_rate: for the dual variant: the fraction of normal images, above 0 and below 1, that exceed the
             normalised score 0.5, as told from held-out normal images.
         cache: ``float32`` or ``float16``: in training read each image once and compute the source's features of it

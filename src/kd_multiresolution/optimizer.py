@@ -34,9 +34,9 @@ def adam(parameters: Iterable[Tensor], learning_rate: float) -> torch.optim.Adam
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised: all directions of a weight matrix move at the same pace (Jordan et al., 2024).
 
-    The matrix of a convolution has a row per output channel; a bias is a matrix of one column. Muon of torch and of timm
-    iterate in bfloat16, which takes longer than the rest of a step on processors without it; this one iterates on
-    the small Gram matrix, in float32.
+    The matrix of a convolution has a row per output channel; a bias is a matrix of one column. torch's and timm's Muon
+    iterate in bfloat16, which takes longer than the rest of a step on processors without it; this one iterates on the
+    small Gram matrix, in float32.
 
     Args:
         parameters: the weights.
@@ -88,7 +88,7 @@ def orthogonalized(matrix: Tensor) -> Tensor:
         polynomial = torch.addmm(b * gram, gram, gram, alpha=c) + a * identity
         product = polynomial @ product
         gram = polynomial @ gram @ polynomial
-    x = product @ x
+    x = torch.mm(product, x)
     return x if wide else x.mT
 
 
