@@ -12,6 +12,7 @@ import huggingface_hub.constants
 import pytest
 import timm
 import torch
+from anomalib.models import Patchcore
 from safetensors.torch import load_file, save_file
 
 import peers
@@ -153,15 +154,28 @@ def test_table_has_mean_and_deviation_over_seeds() -> None:
 
 
 @pytest.mark.usefixtures("cached")
-def test_a_model_whose_export_takes_one_batch_size_stops_nobody(mvtec: Path, tmp_path: Path) -> None:
-    trial, file = replace(TRIAL, model="patchcore"), tmp_path / "model.ckpt"
-    run(trial, mvtec, file)
-    found = measure({"patchcore": trial}, {"patchcore": file}, ["openvino"], [1, 2], 1)
-    assert [{*row["figures"]} for row in found["rows"]] == [{"backbone", "patchcore"}, {"backbone"}]
-    assert {*found["failures"]} == {"openvino, patchcore, batch 2"}
+def test_a_model_that_does_not_take_a_batch_stops_nobody(
+    mvtec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = {name: replace(TRIAL, model=name) for name in ("padim", "patchcore")}
+    files = {name: tmp_path / f"{name}.ckpt" for name in trials}
+    for name, trial in trials.items():
+        run(trial, mvtec, files[name])
+    forward = Patchcore.forward
+
+    def one_at_a_time(self: Patchcore, batch: torch.Tensor) -> object:
+        if len(batch) > 1:
+            msg = "one image\nat a time"
+            raise ValueError(msg)
+        return forward(self, batch)
+
+    monkeypatch.setattr(Patchcore, "forward", one_at_a_time)
+    found = measure(trials, files, ["torch"], [1, 2], 1)
+    assert [{*row["figures"]} for row in found["rows"]] == [{"backbone", "padim", "patchcore"}, {"backbone", "padim"}]
+    assert found["failures"] == {"torch, patchcore, batch 2": "ValueError: one image at a time"}
     table = inference_table(found)
-    assert re.search(r"\| openvino \| PatchCore \| [\d., ]+ \|  \| [\d.]+ \(batch 1\) \| \d+ \|", table), table
-    assert "- openvino, patchcore, batch 2: RuntimeError" in table
+    assert re.search(r"\| torch \| PatchCore \| [\d., ]+ \|  \| [\d.]+ \(batch 1\) \|  \|", table), table
+    assert "- torch, patchcore, batch 2: ValueError: one image at a time" in table
 
 
 def test_epochs_of_a_model_that_has_one_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
