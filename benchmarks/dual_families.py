@@ -4,8 +4,10 @@ python benchmarks/dual_families.py --checkpoint model.ckpt --category screw --ou
 
 Writes ``screw.md`` and ``screw.json``, all x 100: AUROC of images, by the mean of the map's highest hundredth, and of
 pixels; AUPRO. The rules measure each family in its deviations on the held-out normal images; the last row is the model
-as it is. ``screw.png`` shows each of these maps on some defects, from the lowest value on held-out normal images (dark)
-to the highest on the defects shown (bright), with the outline of the mask.
+as it is, and below it stands how many test images are above the threshold that is told from normal ones.
+
+``screw.png`` shows each of these maps on some defects, from the lowest value on held-out normal images (dark) to the
+highest on the defects shown (bright), with the outline of the mask.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from kd_multiresolution import KdMultiresolution
 from kd_multiresolution.dual import FAMILIES, DualModel, top_mean
 from kd_multiresolution.dual_cloners import resized
 from kd_multiresolution.dual_training import held_out_images
+from kd_multiresolution.post_processor import FALSE_ALARM_RATE, NormalScores
 from kd_multiresolution.raw_metrics import Predictions, raw_metrics
 
 COLUMNS = ("image_AUROC", "pixel_AUROC", "AUPRO")
@@ -82,6 +85,18 @@ def rows(network: DualModel, normal: dict[str, Tensor], test: dict[str, Tensor])
     return table
 
 
+def alarms(network: DualModel, normal: dict[str, Tensor], test: dict[str, Tensor]) -> str:
+    """Return how many test images of either kind lie above the threshold that is told from normal images."""
+    weights = network.family_weight[:, None, None]
+    held_out, scores = (top_mean((part["maps"] * weights).sum(1, keepdim=True))[:, 0] for part in (normal, test))
+    threshold = NormalScores(float(held_out.mean()), float(held_out.std()), len(held_out)).bound(FALSE_ALARM_RATE)
+    counts = []
+    for label, kind in enumerate(("good", "defective")):
+        above = scores[test["labels"] == label] > threshold
+        counts.append(f"{int(above.sum())} of {len(above)} {kind}")
+    return f"Above the threshold for {FALSE_ALARM_RATE:g} false alarms: {', '.join(counts)} test images."
+
+
 def draw(network: DualModel, normal: dict[str, Tensor], test: dict[str, Tensor], count: int, file: Path) -> None:
     """Draw defective test images, evenly spread over their kinds, and their maps in every reading."""
     defective = test["labels"].nonzero()[:, 0]
@@ -130,5 +145,6 @@ if __name__ == "__main__":
     draw(network, normal, test, arguments.defects, arguments.output.with_suffix(".png"))
     weights = torch.unflatten(network.family_weight, 0, (-1, len(FAMILIES))).tolist()
     arguments.output.with_suffix(".json").write_text(json.dumps({"rows": table, "weights": weights}, indent=1))
-    arguments.output.with_suffix(".md").write_text(markdown(table))
-    print(markdown(table))
+    text = f"{markdown(table)}\n{alarms(network, normal, test)}\n"
+    arguments.output.with_suffix(".md").write_text(text)
+    print(text)
