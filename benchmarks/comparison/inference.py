@@ -19,7 +19,7 @@ from kd_multiresolution.source import Source
 from runtimes import Outputs, Run, export, measured, prepared, summary
 
 BACKBONE = "backbone"
-LONGEST_REASON = 200  # characters
+LONGEST_REASON = 400  # characters
 
 
 def measure(
