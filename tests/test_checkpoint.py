@@ -115,6 +115,14 @@ def test_a_newer_versions_checkpoint_is_refused(changed: Callable[..., Path]) ->
         KdMultiresolution.load_from_checkpoint(changed({"format": FORMAT + 1, "version": "9.1"}))
 
 
+def test_a_dual_checkpoint_of_other_layers_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    checkpoint = torch.load(checkpoints["dual"], weights_only=True)
+    checkpoint[KEY]["format"] = 1
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    with pytest.raises(ValueError, match=r"earlier state .* train it again"):
+        KdMultiresolution.load_from_checkpoint(tmp_path / "old.ckpt")
+
+
 def test_what_does_not_decide_shapes_may_differ(
     checkpoints: dict[str, Path],
     changed: Callable[..., Path],

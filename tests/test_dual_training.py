@@ -12,7 +12,7 @@ from anomalib.callbacks import ModelCheckpoint
 from anomalib.data import Folder
 from anomalib.engine import Engine
 from anomalib.post_processing import PostProcessor
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from torchvision.utils import save_image
 
 from kd_multiresolution import KdMultiresolution
@@ -38,10 +38,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def data(pictures: Path) -> Folder:
+def data(pictures: Path, train_batch_size: int = 5) -> Folder:
     return Folder(
         "squares", root=pictures, normal_dir="good", abnormal_dir="defect", normal_split_ratio=0.25,
-        train_batch_size=5, eval_batch_size=4, num_workers=0, val_split_mode="same_as_test", seed=0,
+        train_batch_size=train_batch_size, eval_batch_size=4, num_workers=0, val_split_mode="same_as_test", seed=0,
     )  # fmt: skip
 
 
@@ -67,6 +67,7 @@ def test_training_moves_both_cloners_and_never_the_source(pictures: Path, tmp_pa
     before = copy.deepcopy(network.model.state_dict())
     engine(tmp_path).fit(network, datamodule=data(pictures))
     after = network.model.state_dict()
+    del before["judged_as_whole"]  # may be what it was
     for name in (name for name in before if isinstance(before[name], torch.Tensor)):
         assert torch.equal(before[name], after[name]) == name.startswith(("source.", "anomaly_map")), name
 
@@ -79,6 +80,32 @@ def test_finds_bright_squares(trained: tuple[KdMultiresolution, Engine], picture
     assert all(batch.pred_label.all() for batch in batches), "beyond the threshold told from normal images"
     masks = torch.cat([batch.pred_mask.reshape(-1, SIZE, SIZE) for batch in batches])
     assert masks[:, 24:32, 24:32].all()
+
+
+def test_a_rate_that_would_turn_weights_round_is_refused(pictures: Path, tmp_path: Path) -> None:
+    network = KdMultiresolution(source="light_vgg", variant="dual", image_size=SIZE, learning_rate=1.0, epochs=1)
+    with pytest.raises(ValueError, match=r"learning_rate=1: .* less than 1"):
+        engine(tmp_path).fit(network, datamodule=data(pictures))
+
+
+def test_a_batch_of_held_out_images_alone_moves_nothing(pictures: Path, tmp_path: Path) -> None:
+    network = model(epochs=1)
+    moved = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            self.before = [weight.detach().clone() for weight in pl_module.model.local_cloner.parameters()]
+
+        def on_train_batch_end(
+            self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
+            after = pl_module.model.local_cloner.parameters()
+            same = all(torch.equal(now, then) for now, then in zip(after, self.before, strict=True))
+            moved.append((batch.image_path[0] in pl_module._dual.held_out, not same))
+
+    engine(tmp_path, callbacks=[Watch()]).fit(network, datamodule=data(pictures, train_batch_size=1))
+    assert {held_out for held_out, _ in moved} == {False, True}
+    assert all(held_out != has_moved for held_out, has_moved in moved)
 
 
 def test_same_seed_same_figures(pictures: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from kd_multiresolution.optimizer import POLYNOMIALS, Muon, orthogonalized
 
 
 @pytest.mark.parametrize("shape", [(32, 64), (128, 1152), (256, 128), (64, 1), (1, 64)])
-@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e6])
+@pytest.mark.parametrize("scale", [1e-18, 1e-12, 1.0, 1e30])
 def test_singular_values_come_near_one(shape: tuple[int, int], scale: float) -> None:
     torch.manual_seed(0)
     values = torch.linalg.svdvals(orthogonalized(scale * torch.randn(shape)))
@@ -27,8 +27,27 @@ def test_agrees_with_the_iteration_on_the_whole_matrix(shape: tuple[int, int]) -
     assert torch.allclose(orthogonalized(matrix), expected, atol=1e-5)
 
 
-def test_nothing_stays_nothing() -> None:
-    assert not orthogonalized(torch.zeros(3, 5)).any()
+@pytest.mark.parametrize("scale", [0.0, 1e-25, 1e-40])
+def test_nothing_stays_nothing(scale: float) -> None:
+    assert torch.equal(orthogonalized(scale * torch.ones(3, 5)), torch.zeros(3, 5))
+
+
+def test_a_weight_whose_gradient_has_gone_stays_where_it_is() -> None:
+    """As behind a ReLU that has died, or in a batch of held-out images alone."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(8, 8))
+    optimizer = Muon([weight], lr=0.01, weight_decay=0.5)
+    weight.grad = torch.randn_like(weight)
+    optimizer.step()
+    before = weight.detach().clone()
+    weight.grad = torch.zeros_like(weight)
+    for _ in range(1400):
+        optimizer.step()
+    assert torch.equal(weight, before)
+    weight.grad = torch.randn_like(weight)
+    optimizer.step()
+    assert weight.isfinite().all()
+    assert not torch.equal(weight, before)
 
 
 def test_a_step_has_the_size_that_the_rate_says_and_decay_takes_its_share() -> None:
@@ -63,16 +82,16 @@ def test_learns_a_convolution(dtype: torch.dtype) -> None:
     assert losses[-1] < 0.05 * losses[0]
 
 
-def test_a_resumed_optimizer_steps_as_an_uninterrupted_one() -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_resumed_optimizer_steps_as_an_uninterrupted_one(dtype: torch.dtype) -> None:
     def steps(layer: nn.Linear, optimizer: Muon, count: int) -> None:
         for _ in range(count):
             optimizer.zero_grad()
-            layer(torch.ones(1, 4)).square().sum().backward()
+            layer(torch.ones(1, 4, dtype=dtype)).square().sum().backward()
             optimizer.step()
 
     torch.manual_seed(0)
-    whole = nn.Linear(4, 3)
-    resumed = nn.Linear(4, 3)
+    whole, resumed = nn.Linear(4, 3).to(dtype), nn.Linear(4, 3).to(dtype)
     resumed.load_state_dict(whole.state_dict())
     optimizers = [Muon(layer.parameters(), lr=0.01, weight_decay=0.1) for layer in (whole, resumed)]
     steps(whole, optimizers[0], 4)

@@ -23,7 +23,9 @@ def test_one_small_patch_of_another_image() -> None:
     assert (share > 0).all()
     assert (share < 0.04).all()
     towards = images.roll(1, 0) - images
-    assert (((outcome - images) / towards).amax((1, 2, 3)) > 0.4).all(), "at least half opaque in the middle"
+    assert (((outcome - images) / towards).amax((1, 2, 3)) > 0.25).all(), (
+        "opaque by a third in the middle, but for its soft edge"
+    )
     assert ((outcome - images) / towards).max() <= 1
 
 

@@ -160,7 +160,7 @@ def reproduction(
     if base["variant"] == "dual":
         if not plan.of_scores:
             able = ", ".join(str(n) for n, other in PLANS.items() if other.of_scores)
-            msg = f"--table={number}: it compares parts that --variant=dual lacks; Tables {able} can be measured."
+            msg = f"--table={number}: it needs maps or parts that --variant=dual lacks; Tables {able} can be measured."
             raise ValueError(msg)
         plan = replace(plan, views=())
     if dataset is not None and dataset not in plan.datasets:

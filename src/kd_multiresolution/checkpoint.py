@@ -15,8 +15,11 @@ from anomalib.models.components import AnomalibModule
 from kd_multiresolution import __version__
 
 KEY = "kd_multiresolution"
-FORMAT = 1
+FORMAT = 2
 """To be raised with every change after which older versions cannot read new checkpoints."""
+
+DUAL_FORMAT = 2
+"""The oldest that the dual variant can still read; its cloners had other layers before."""
 
 ARGUMENTS = ("source", "variant", "cloner", "cloner_bias", "cloner_batch_norm")  # what decides the tensors' shapes
 # What decides the scores and maps that thresholds were fitted to.
@@ -98,7 +101,8 @@ def check_checkpoint(checkpoint: Mapping[str, Any], model: AnomalibModule, criti
         critical_points: the source's.
 
     Raises:
-        ValueError: if it is another model's, a newer version's, or was built with other arguments.
+        ValueError: if it is another model's, a newer version's, the dual variant's of an earlier format, or was built
+            with other arguments.
     """
     theirs = checkpoint.get(KEY)
     if theirs is None:
@@ -114,6 +118,12 @@ def check_checkpoint(checkpoint: Mapping[str, Any], model: AnomalibModule, criti
         )
         raise ValueError(msg)
     ours = describe(model, critical_points)["built"]
+    if theirs["built"]["variant"] == "dual" and theirs["format"] < DUAL_FORMAT:
+        msg = (
+            f"This checkpoint of variant='dual' was written by an earlier state of kd_multiresolution "
+            f"{theirs['version']}, whose cloners had other layers: train it again, or go on with that state."
+        )
+        raise ValueError(msg)
     differing = [name for name in ours if ours[name] != theirs["built"][name]]
     if differing:
         trained, given = (

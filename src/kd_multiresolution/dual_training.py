@@ -5,6 +5,7 @@ How much each family of maps counts is told from the held-out images as well, wi
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast
@@ -31,7 +32,10 @@ LOCAL_SHARE = 4  # the local cloner learns from one in so many images: each has 
 PAINTED = 64  # pictures with a painted defect, or as many as there are held-out images
 LARGEST_GAIN = 5.0  # deviations: a defect that nobody can miss says nothing about others
 NOTICEABLE_GAIN = 0.6  # deviations: above 1.4 on industrial parts, at most 0.34 on one class against others
+FEWEST_TO_JUDGE_BY = 8  # held-out images; the deviation of fewer says too little, and they are judged by their defects
 CHUNK = 16  # held-out images at a time
+
+logger = logging.getLogger(__name__)
 
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over all processes."""
@@ -89,8 +93,11 @@ class DualTraining:
         """Return Muon over both cloners and one cycle of its rate over all steps.
 
         Raises:
-            ValueError: if nothing says how many steps there are.
+            ValueError: if nothing says how many steps there are, or the rate is too high.
         """
+        if learning_rate * WEIGHT_DECAY >= 1:
+            msg = f"learning_rate={learning_rate:g}: variant='dual' takes less than {1 / WEIGHT_DECAY:g}, like 4e-3."
+            raise ValueError(msg)
         steps = trainer.estimated_stepping_batches
         if steps == float("inf"):
             msg = (
@@ -246,8 +253,12 @@ def calibrate(
     _weigh_channels(model, on_normal, reduce)
     normal_maps, defective_maps = _maps(model, on_normal), _maps(model, _predicted(model, defective))
     _weigh_families(model, top_mean(model.blurred(normal_maps)), top_mean(model.blurred(defective_maps)), reduce)
-    gain_of_means, _ = gains(normal_maps.mean((2, 3)), defective_maps.mean((2, 3)), reduce)
-    model.judged_as_whole.fill_(bool(gain_of_means.max() < NOTICEABLE_GAIN))
+    means = [maps.double().mean((2, 3)) for maps in (normal_maps, defective_maps)]
+    gain = float(gains(means[0], means[1], reduce)[0].max())
+    few = int(reduce(torch.tensor(float(len(normal_maps)), device=normal_maps.device))) < FEWEST_TO_JUDGE_BY
+    model.judged_as_whole.fill_(gain < NOTICEABLE_GAIN and not few)
+    judged = "as a whole" if model.judged_as_whole else "by their defects"
+    logger.info("A painted defect raises the mean of a map by %.2f deviations: images are judged %s.", gain, judged)
     whole = torch.cat([model.as_a_whole(features, local) for features, local, _ in on_normal])
     read = model.read(normal_maps, whole, image_size)
     peaks = cast("Tensor", read.anomaly_map).flatten(1).amax(1)
@@ -284,8 +295,9 @@ def gains(normal: Tensor, defective: Tensor, reduce: Reduce) -> tuple[Tensor, Te
     Returns:
         Gains and deviations, (K,) each, the deviations above zero.
     """
+    normal, defective = normal.double(), defective.double()
     _, deviation, _ = mean_and_deviation(normal, reduce)
-    deviation = deviation.clamp_min(torch.finfo(deviation.dtype).eps)
+    deviation = deviation.clamp_min(torch.finfo(torch.float32).eps)
     raised = (defective - normal.repeat(len(defective) // max(len(normal), 1), 1)) / deviation
     sums = torch.cat([raised.clamp(-LARGEST_GAIN, LARGEST_GAIN).sum(0), raised.new_tensor([len(raised)])])
     *totals, count = reduce(sums).unbind()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ POLYNOMIALS = (
     (2.8769, -3.1427, 1.2046),
     (2.8366, -3.0525, 1.2012),
 )
+NOTHING = 1e-20
 ROOT_MEAN_SQUARE = 0.2  # of a step, in units of the rate: what Adam's steps have (arXiv 2502.16982)
 
 
@@ -40,9 +42,9 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         parameters: the weights.
-        lr: root mean square of a step, times five.
-        momentum: share of the earlier gradients in the sum that is orthogonalised.
-        weight_decay: share of a weight that is taken off in a step, divided by the rate.
+        lr: a step has a root mean square of 0.2 times this.
+        momentum: the earlier gradients' share in the sum that is orthogonalised.
+        weight_decay: every step multiplies a weight by 1 - lr * weight_decay.
     """
 
     def __init__(
@@ -52,7 +54,10 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take a step; return what the closure returns, which computes the gradients."""
+        """Take a step; return what the closure returns, which computes the gradients.
+
+        A weight without a gradient, or whose gradient is zero, stays: its momentum alone would move it by a whole step.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -66,20 +71,33 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(weight, dtype=_wide(weight))
                 summed = state["momentum"].mul_(group["momentum"]).add_(weight.grad)
                 direction = orthogonalized(summed.flatten(1) if weight.ndim > 1 else summed[:, None])
-                scale = ROOT_MEAN_SQUARE * max(direction.shape) ** 0.5
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(direction.view_as(weight).to(weight.dtype), alpha=-group["lr"] * scale)
+                length = group["lr"] * ROOT_MEAN_SQUARE * max(direction.shape) ** 0.5
+                # In the wider type, so that decay and step are rounded once.
+                moved = (1 - group["lr"] * group["weight_decay"]) * weight - length * direction.view_as(weight)
+                weight.copy_(torch.where(weight.grad.any(), moved, weight))
         return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a saved state; torch alone would round the momentum to the type of the weights."""
+        super().load_state_dict(state_dict)
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        indices = [index for group in state_dict["param_groups"] for index in group["params"]]
+        for index, weight in zip(indices, weights, strict=True):
+            saved = state_dict["state"].get(index)
+            if saved:
+                self.state[weight]["momentum"] = saved["momentum"].to(weight.device, _wide(weight), copy=True)
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
-    """Return the matrix with all singular values near one (0.97 to 1.04) but the smallest, below a few thousandths.
+    """Return the matrix with its singular values near one (0.97 to 1.04), but for those of less than 0.3 % of its norm.
 
     Args:
-        matrix: (M, N), of any scale.
+        matrix: (M, N), of any scale; what is smaller than 1e-20 throughout becomes zero.
     """
     wide = matrix.shape[0] <= matrix.shape[1]
     x = matrix if wide else matrix.mT
+    largest = x.abs().amax()
+    x = torch.where(largest > NOTHING, x / largest, 0.0)  # neither squares nor their sum can then leave the range
     x = x / x.norm().clamp_min(torch.finfo(x.dtype).tiny)
     identity = torch.eye(len(x), dtype=x.dtype, device=x.device)
     # Every step multiplies by a polynomial of x xᵀ, and those commute: x itself is needed at the start and at the end.

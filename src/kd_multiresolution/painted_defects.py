@@ -13,6 +13,7 @@ from kornia.filters import gaussian_blur2d, sobel
 from torch import Tensor
 
 SMALLEST, LARGEST = 0.015, 0.05  # half axes, as fractions of the image's shorter side
+LEAST_SMALL, LEAST_LARGE = 3.0, 6.0  # pixels: below, of little pictures, the soft edge would be all there is
 FAINTEST = 0.35  # opacity
 
 
@@ -37,7 +38,8 @@ def painted(images: Tensor, generator: torch.Generator) -> Tensor:
         return torch.empty(count, 1, 1).uniform_(low, high, generator=generator)
 
     side = min(height, width)
-    half_axes = (drawn(SMALLEST, LARGEST) * side, drawn(SMALLEST, LARGEST) * side)
+    small, large = max(SMALLEST * side, LEAST_SMALL), max(LARGEST * side, LEAST_LARGE)
+    half_axes = (drawn(small, large), drawn(small, large))
     angle, opacity = drawn(0, math.pi), drawn(FAINTEST, 1)
     down = torch.arange(height)[None, :, None] - row[:, None, None]
     right = torch.arange(width)[None, None, :] - column[:, None, None]
