@@ -204,14 +204,14 @@ def test_a_training_image_that_is_not_finite_is_named(variant: str, batch_size: 
         engine(tmp_path / "out").fit(model(variant), datamodule=data)
 
 
-@pytest.mark.parametrize("variant", ["paper", "dual"])
-def test_a_training_that_diverges_stops(variant: str, tmp_path: Path) -> None:
-    # The weights of batch norm are bounded by nothing: they overflow.
+def test_a_training_that_diverges_stops(tmp_path: Path) -> None:
+    # The weights of batch norm are bounded by nothing: they overflow. The dual variant's decay, which bounds all of its
+    # weights, refuses such a rate.
     data = folder(tmp_path, train_batch_size=1)
     with pytest.raises(
         ValueError, match=r"training loss is (nan|inf) after epoch \d+. learning_rate=1e\+30 may be too"
     ):
-        engine(tmp_path / "out").fit(model(variant, learning_rate=1e30, epochs=9), datamodule=data)
+        engine(tmp_path / "out").fit(model("paper", learning_rate=1e30, epochs=9), datamodule=data)
 
 
 @pytest.mark.parametrize("variant", ["paper", "dual"])

@@ -45,7 +45,9 @@ class ChannelError(nn.Module):
 
     def set(self, mean_square: Tensor) -> None:
         """Set the mean squared difference of normal images, (C,)."""
-        smallest = (SMALLEST_DEVIATION**2 * mean_square.mean()).clamp_min(torch.finfo(torch.float32).tiny)
+        # Squares in units of less than this would leave the range of float16.
+        least = torch.finfo(self.mean_square.dtype).tiny ** 0.5
+        smallest = (SMALLEST_DEVIATION**2 * mean_square.mean()).clamp_min(least)
         self.mean_square.copy_(mean_square.clamp_min(smallest))
 
     def forward(self, difference: Tensor) -> Tensor:

@@ -314,7 +314,8 @@ def _weigh_families(model: DualModel, normal: Tensor, defective: Tensor, reduce:
     share = gain.clamp_min(0).square()
     # Maps that no defect raises cannot be told apart, as with random weights: they count alike.
     share = torch.where(share.sum() > 0, share / share.sum(), 1 / len(share))
-    model.family_weight.copy_(share / deviation)
+    # The weight of a map that hardly varies must still be a number of the model's type.
+    model.family_weight.copy_(share / deviation.clamp_min(torch.finfo(model.family_weight.dtype).eps))
 
 
 def _weigh_channels(model: DualModel, predicted: Sequence[Predicted], reduce: Reduce) -> None:

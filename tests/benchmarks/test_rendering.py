@@ -16,7 +16,7 @@ from reproduction.tables import Reproduction, reproduction
 BASE: dict[str, Any] = {
     "source": "vgg16.tv_in1k", "pretrained": True, "weights": None, "weights_sha256": "abc", "batch_size": 64,
     "critical_points": ("pool2", "pool3", "pool4", "pool5"), "evaluations": 5, "interval": 10, "epochs": None,
-    "limit": None,
+    "limit": None, "variant": "paper",
 }  # fmt: skip
 
 
