@@ -3,8 +3,8 @@
 python benchmarks/dual_families.py --checkpoint model.ckpt --category screw --output screw
 
 Writes ``screw.md`` and ``screw.json``, all x 100: AUROC of images, by the mean of the map's highest hundredth, and of
-pixels; AUPRO. The rules measure each family in its deviations on the held-out normal images; the last row is the model
-as it is, and below it stands how many test images are above the threshold that is told from normal ones.
+pixels; AUPRO. The rules measure each family in its deviations on the held-out normal images; the last row is the
+model's own map, and below it stands how many test images are above the threshold that is told from normal ones.
 
 ``screw.png`` shows each of these maps on some defects, from the lowest value on held-out normal images (dark) to the
 highest on the defects shown (bright), with the outline of the mask.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -103,16 +103,16 @@ def draw(network: DualModel, normal: dict[str, Tensor], test: dict[str, Tensor],
     chosen = defective[torch.linspace(0, len(defective) - 1, min(count, len(defective))).round().long()]
     maps, floor = (joined(network, normal["maps"], part) for part in (test["maps"][chosen], normal["maps"]))
     columns = len(maps) + 1
+    limits = [(0.0, 1.0), *((float(floor[name].amin()), float(found.amax())) for name, found in maps.items())]
     figure = Figure(figsize=(1.6 * columns, 1.7 * len(chosen) + 0.4), layout="constrained")
     for row, axes in enumerate(figure.subplots(len(chosen), columns, squeeze=False)):
         image, mask = test["images"][chosen[row]], test["masks"][chosen[row]].squeeze()
         size = tuple(image.shape[-2:])
         outline = resized(mask[None, None].float(), size)[0, 0]
         pictures = [image.movedim(0, -1), *(resized(found[row][None], size)[0, 0] for found in maps.values())]
-        limits = [(0.0, 1.0), *((float(floor[name].amin()), float(found.amax())) for name, found in maps.items())]
         for ax, name, picture, (low, high) in zip(axes, ("image", *maps), pictures, limits, strict=True):
-            ax.imshow(picture, vmin=low, vmax=high, cmap="inferno")
-            ax.contour(outline, [0.5], colors="cyan", linewidths=0.6)
+            ax.imshow(picture.numpy(), vmin=low, vmax=high, cmap="inferno")
+            ax.contour(outline.numpy(), [0.5], colors="cyan", linewidths=0.6)
             ax.set_axis_off()
             if row == 0:
                 ax.set_title(name, fontsize=8)
@@ -128,23 +128,30 @@ def markdown(table: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write table, weights and picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint of a trained dual model")
     parser.add_argument("--root", type=Path, default=Path("datasets/MVTecAD"), help="folder of MVTec AD")
     parser.add_argument("--category", default="bottle", help="category of MVTec AD")
-    parser.add_argument("--defects", type=int, default=6, help="to draw")
+    parser.add_argument("--defects", type=int, default=6, help="to draw, 1 or more")
     parser.add_argument("--output", type=Path, required=True, help="files to write, without suffix")
-    arguments = parser.parse_args()
-    model = KdMultiresolution.load_from_checkpoint(arguments.checkpoint)
+    options = parser.parse_args(arguments)
+    if options.defects < 1:
+        parser.error(f"--defects={options.defects}: expected 1 or more.")
+    model = KdMultiresolution.load_from_checkpoint(options.checkpoint)
     # Masks are compared at the size of the model's images.
-    data = MVTecAD(arguments.root, arguments.category, train_batch_size=8, eval_batch_size=8, num_workers=0)
+    data = MVTecAD(options.root, options.category, train_batch_size=8, eval_batch_size=8, num_workers=0)
     network = cast("DualModel", model.model)
     normal, test = read_all(model, data)
     table = rows(network, normal, test)
-    draw(network, normal, test, arguments.defects, arguments.output.with_suffix(".png"))
+    draw(network, normal, test, options.defects, options.output.with_suffix(".png"))
     weights = torch.unflatten(network.family_weight, 0, (-1, len(FAMILIES))).tolist()
-    arguments.output.with_suffix(".json").write_text(json.dumps({"rows": table, "weights": weights}, indent=1))
+    options.output.with_suffix(".json").write_text(json.dumps({"rows": table, "weights": weights}, indent=1))
     text = f"{markdown(table)}\n{alarms(network, normal, test)}\n"
-    arguments.output.with_suffix(".md").write_text(text)
+    options.output.with_suffix(".md").write_text(text)
     print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from kd_multiresolution.arguments import check_seed
-from kd_multiresolution.dual import STRIDES
+from kd_multiresolution.dual import STRIDES, check_dual_image_size
 from kd_multiresolution.presets import BATCH_SIZE
 from kd_multiresolution.source import Source, levels_of_strides
 from kd_multiresolution.torch_model import check_image_size
@@ -44,8 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         base = shared_settings(options, source)
         tables = [reproduction(number, options.dataset, options.classes, base) for number in options.table]
         wanted = trainings(tables, digests, options.splits)
+        check = check_dual_image_size if options.variant == "dual" else check_image_size
         for settings in wanted:
-            check_image_size(settings.image_size, source)
+            check(settings.image_size, source)
         results = Results(options.output / "trainings")
         todo = [settings for settings in wanted if results.find(settings) is None]
     except (RuntimeError, ValueError) as error:
@@ -201,7 +202,7 @@ def shared_settings(options: argparse.Namespace, source: Source) -> dict[str, ob
         "batch_size": options.batch_size,
         "epochs": options.epochs,
         "evaluations": options.evaluations if options.variant == "paper" else 1,
-        "interval": options.interval,
+        "interval": options.interval if options.variant == "paper" else 1,
         "limit": options.limit,
         "variant": options.variant,
     }

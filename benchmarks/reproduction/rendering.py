@@ -199,11 +199,16 @@ def _conditions(table: Reproduction, results: Results) -> list[str]:
     first = next(iter(columns.values()))
     size = " x ".join(map(str, first.image_size))
     weights = first.weights or ("published weights" if first.pretrained else "random weights")
+    evaluated = (
+        f"figures are means over up to {first.evaluations} late epochs, {first.interval} apart, never of a best one, "
+        "in brackets how many."
+        if first.variant == "paper"
+        else "figures are those after the last epoch."
+    )
     lines = [
         f"Source {first.source} ({weights}, SHA-256 {first.weights_sha256[:12]}), images of {size} pixels, "
         f"{'with' if first.imagenet_normalization else 'without'} ImageNet's normalisation, batches of "
-        f"{first.batch_size}; figures are means over up to {first.evaluations} late epochs, {first.interval} apart, "
-        "never of a best one, in brackets how many. Each ± is a sample standard deviation over what it is named after."
+        f"{first.batch_size}; {evaluated} Each ± is a sample standard deviation over what it is named after."
     ]
     repeated = {settings.repeated for columns in table.cells.values() for settings in columns.values()}
     found = [stored for stored, _ in results if stored.repeated in repeated]

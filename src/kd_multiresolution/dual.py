@@ -174,14 +174,14 @@ class DualModel(nn.Module):
             features: the source's, (N, C_i, H_i, W_i) per critical point.
             local: what the local cloner predicts of all but the first.
         """
-        return local_direction(average(features[-1]), average(local[-1])).mean((1, 2, 3))
+        return local_direction(neighbourhood_mean(features[-1]), neighbourhood_mean(local[-1])).mean((1, 2, 3))
 
     def read(self, families: Tensor, whole: Tensor, image_size: tuple[int, int]) -> InferenceBatch:
         """Return scores and maps as :meth:`forward`.
 
         Args:
             families: those of :meth:`families`.
-            whole: that of :meth:`as_a_whole`.
+            whole: the scores of :meth:`as_a_whole`.
             image_size: of the map, height and width in pixels.
         """
         maps = self.fused(families)
@@ -220,11 +220,7 @@ class DualModel(nn.Module):
         Raises:
             ValueError: if not.
         """
-        check_image_size(image_size, self.source)
-        least = SMALLEST_SIDE * self.source.stride
-        if min(image_size) < least:
-            msg = f"image_size={tuple(image_size)}: variant='dual' needs images of at least {least} pixels."
-            raise ValueError(msg)
+        check_dual_image_size(image_size, self.source)
         self.anomaly_map_generator.check_image_size(image_size)
 
     def checked_images(self, images: Tensor) -> Tensor:
@@ -246,7 +242,20 @@ class DualModel(nn.Module):
         self.source.weights = state["source_weights"]
 
 
-def average(features: Tensor) -> Tensor:
+def check_dual_image_size(image_size: Sequence[int], source: Source) -> None:
+    """Check that every level of the source covers the image exactly, and the global cloner fits into it.
+
+    Raises:
+        ValueError: if not.
+    """
+    check_image_size(image_size, source)
+    least = SMALLEST_SIDE * source.stride
+    if min(image_size) < least:
+        msg = f"image_size={tuple(image_size)}: variant='dual' needs images of at least {least} pixels."
+        raise ValueError(msg)
+
+
+def neighbourhood_mean(features: Tensor) -> Tensor:
     """Return the mean of each position and those around it, at the border of those that there are."""
     return F.avg_pool2d(features, NEIGHBOURS, 1, NEIGHBOURS // 2, count_include_pad=False)
 

@@ -153,7 +153,7 @@ class DualTraining:
     def _painted_features(self, images: Tensor) -> list[Tensor]:
         """Return the source's features of the images with painted defects, of each image equally many."""
         generator = torch.Generator().manual_seed(self.seed)
-        copies = max(PAINTED // max(len(images), 1), 1)
+        copies = max(PAINTED // len(self.held_out), 1)  # however many of them this process has
         chunks = [chunk for _ in range(copies) for chunk in torch.split(painted(images, generator), CHUNK)]
         with torch.no_grad():
             features = [self.model.source(chunk.contiguous(memory_format=torch.channels_last)) for chunk in chunks]

@@ -17,7 +17,7 @@ POLYNOMIALS = (
     (2.8769, -3.1427, 1.2046),
     (2.8366, -3.0525, 1.2012),
 )
-NOTHING = 1e-20
+NOTHING = 1e-20  # a gradient whose numbers are all smaller; its quotients would not be numbers
 ROOT_MEAN_SQUARE = 0.2  # of a step, in units of the rate: what Adam's steps have (arXiv 2502.16982)
 
 
@@ -72,8 +72,8 @@ class Muon(torch.optim.Optimizer):
                 summed = state["momentum"].mul_(group["momentum"]).add_(weight.grad)
                 direction = orthogonalized(summed.flatten(1) if weight.ndim > 1 else summed[:, None])
                 length = group["lr"] * ROOT_MEAN_SQUARE * max(direction.shape) ** 0.5
-                # In the wider type, so that decay and step are rounded once.
-                moved = (1 - group["lr"] * group["weight_decay"]) * weight - length * direction.view_as(weight)
+                kept = (1 - group["lr"] * group["weight_decay"]) * weight.to(direction.dtype)
+                moved = kept - length * direction.view_as(weight)  # in the wider type: rounded once
                 weight.copy_(torch.where(weight.grad.any(), moved, weight))
         return loss
 

@@ -196,6 +196,7 @@ def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
     for arguments, message in (
         (["--table", "3", "--dataset", "mnist"], "Table 3 takes mvtec"),
         (["--table", "3", "--classes", "cow"], "0 bottle, 1 hazelnut"),
+        (["--table", "3", "--variant", "dual", "--image-size", "16"], "needs images of at least 32 pixels"),
         (["--table", "9", "--variant", "dual"], "--table=9: .* Tables 2, 3, 5, 6 can"),
     ):
         with pytest.raises(SystemExit, match=message):
@@ -265,7 +266,10 @@ def test_the_dual_variant_is_evaluated_at_the_end_of_its_cycle(medical: Path, tm
     assert settings.critical_points == ("pool2", "pool3", "pool4"), "the variant's own"
     assert result["evaluated_after"] == [2]
     assert len(results) == 2
-    assert "variant dual" in (tmp_path / "table_6_dual_32px.md").read_text()
+    text = (tmp_path / "table_6_dual_32px.md").read_text()
+    assert "variant dual" in text
+    assert "late epochs," not in text
+    assert "after the last epoch" in text
     assert "variant dual" not in (tmp_path / "table_6_32px.md").read_text()
 
 
