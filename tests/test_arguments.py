@@ -72,6 +72,7 @@ PAPER: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {
 }
 DUAL: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {
     "critical_points": ([], [(["pool3"], "expected two")]),
+    "image_score": ([None, 1], [("x", "auto, defects, whole")]),
     "false_alarm_rate": (["x", None], [(v, "above 0 and below 1") for v in (0, 1, -1, NAN, INF)]),
 }
 Row = tuple[str, str, Any, type[Exception], str]
@@ -108,6 +109,7 @@ def test_the_model_refuses(variant: str, name: str, value: Any, kind: type[Excep
         ({"image_size": (16, 64), "variant": "dual"}, r"image_size=\(16, 64\): variant='dual' .* at least 32 pixels"),
         ({"critical_points": ["pool3"], "score_points": ["pool4"]}, r"score_points=.*critical_points, pool3"),
         ({"variant": "dual", "terms": "value"}, "terms='value': variant='dual' has no such argument"),
+        ({"image_score": "whole"}, "image_score='whole': variant='paper' has no such argument"),
         ({"false_alarm_rate": 0.1}, "false_alarm_rate=0.1: variant='paper' has no such argument"),
         ({"image_size": 64, "pre_processor": False}, "image_size=64.*Leave them out"),
     ],

@@ -85,6 +85,23 @@ def test_what_differs_as_a_whole_is_judged_as_a_whole() -> None:
     assert not calibrated(DualModel("light_vgg"), noise[1:]).judged_as_whole, "too few to tell"
 
 
+def test_the_image_score_can_be_chosen_whatever_training_finds(caplog: pytest.LogCaptureFixture) -> None:
+    scored: dict[str, torch.Tensor] = {}
+    for image_score in ("auto", "defects", "whole"):
+        with caplog.at_level("INFO"):
+            model = calibrated(DualModel("light_vgg", image_score=image_score), pictures(6))
+        assert not model.judged_as_whole
+        judged = "as a whole" if image_score == "whole" else "by their defects"
+        assert caplog.messages[-1].endswith(f"image_score={image_score}: they are judged {judged}.")
+        scored[image_score] = model(pictures(3, seed=1)).pred_score
+        features = model.source(model.checked_images(pictures(6)))
+        normal, _ = calibrate(model, features, features, SIZE, alone)
+        assert normal.mean == pytest.approx(float(model(pictures(6)).pred_score.mean()), rel=1e-4)
+    torch.testing.assert_close(scored["auto"], scored["defects"], rtol=0, atol=0)
+    features = model.source(model.checked_images(pictures(3, seed=1)))
+    torch.testing.assert_close(scored["whole"], model.as_a_whole(features, model.predictions(features)[0]))
+
+
 def test_no_gradient_is_kept_in_evaluation(model: DualModel) -> None:
     output = model(pictures(1).requires_grad_())
     assert not output.pred_score.requires_grad

@@ -23,7 +23,10 @@ DUAL_FORMAT = 2
 
 ARGUMENTS = ("source", "variant", "cloner", "cloner_bias", "cloner_batch_norm")  # what decides the tensors' shapes
 # What decides the scores and maps that thresholds were fitted to.
-SCORING = ("terms", "value_weight", "score_points", "anomaly_map", "attribution_path", "sigma", "percentile_scale")
+SCORING = (
+    "terms", "value_weight", "score_points", "anomaly_map", "attribution_path", "sigma", "percentile_scale",
+    "image_score",
+)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 

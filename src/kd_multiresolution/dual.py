@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -25,6 +25,7 @@ from kd_multiresolution.torch_model import check_image_size, checked_images
 
 SMALLEST_SIDE = 2  # positions at the last critical point; the global cloner starts from half as many
 STRIDES = (4, 8, 16)  # of the levels compared by default; ResNet's layer1 to layer3
+IMAGE_SCORES = ("auto", "defects", "whole")
 FAMILIES = ("value", "direction", "disagreement")
 TOP_SHARE = 100  # an image's score is the mean of one in so many positions of its map, the highest
 NEIGHBOURS = 3  # positions per side, over which features are averaged before an image is judged as a whole
@@ -66,9 +67,9 @@ class DualModel(nn.Module):
     - *direction*: one minus the cosine of source and local cloner, position by position;
     - *disagreement*: squared difference of the two cloners, each channel by its mean on normal images.
 
-    The map is their weighted sum, the score the mean of the highest hundredth of the map. Where whole images differ
-    more than a defect could make them, as in one class against others, they are judged as a whole instead: by the
-    direction at the last critical point, averaged over the image.
+    The map is their weighted sum. Images are judged by their *defects*, the mean of the highest hundredth of the map,
+    or as a *whole*, by the direction at the last critical point, averaged over the image: where whole images differ
+    more than a defect could make them, as in one class against others.
 
     What "normal" means, what each family counts, and how images are judged, is set by
     :mod:`kd_multiresolution.dual_training`; all of it is kept in the state dict.
@@ -80,6 +81,7 @@ class DualModel(nn.Module):
         critical_points: at least two; the cloners start from the first and the last, and predict all but the first.
             Default: the source's levels of strides 4, 8 and 16.
         sigma: standard deviation of the map's Gaussian blur in pixels.
+        image_score: ``defects``, ``whole``, or ``auto``: as training finds.
         seed: seed of the cloners' initial weights, and of a random source.
 
     Raises:
@@ -99,11 +101,16 @@ class DualModel(nn.Module):
         source_weights: str | Path | None = None,
         critical_points: Sequence[str] | None = None,
         sigma: float = 4.0,
+        image_score: Literal["auto", "defects", "whole"] = "auto",
         seed: int = 0,
     ) -> None:
         super().__init__()
         check_types(DualModel.__init__, locals())
         check_sigma(sigma)
+        if image_score not in IMAGE_SCORES:
+            msg = f"image_score={image_score!r}: expected one of {', '.join(IMAGE_SCORES)}."
+            raise ValueError(msg)
+        self.image_score = image_score
         points = levels_of_strides(source, STRIDES) if critical_points is None else critical_points
         self.source = Source(source, pretrained=pretrained, weights=source_weights, critical_points=points, seed=seed)
         levels = [level for level in self.source.levels if level.critical]
@@ -127,6 +134,13 @@ class DualModel(nn.Module):
     def levels_units(self) -> list[Standardization]:
         """The standardisation of each critical point."""
         return cast("list[Standardization]", [*self.units])
+
+    @property
+    def scores_whole(self) -> Tensor:
+        """Whether images are judged as a whole: as ``image_score`` says, or as training has found, a boolean."""
+        if self.image_score == "auto":
+            return self.judged_as_whole
+        return torch.full_like(self.judged_as_whole, self.image_score == "whole")
 
     def predictions(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return what the local and the global cloner predict, both for all critical points but the first.
@@ -185,7 +199,7 @@ class DualModel(nn.Module):
             image_size: of the map, height and width in pixels.
         """
         maps = self.fused(families)
-        scores = torch.where(self.judged_as_whole, whole, top_mean(maps)[:, 0])
+        scores = torch.where(self.scores_whole, whole, top_mean(maps)[:, 0])
         return InferenceBatch(pred_score=scores, anomaly_map=resized(maps, image_size))
 
     def forward(self, images: Tensor) -> InferenceBatch | tuple[list[Tensor], list[Tensor], list[Tensor]]:

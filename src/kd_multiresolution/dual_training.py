@@ -257,8 +257,12 @@ def calibrate(
     gain = float(gains(means[0], means[1], reduce)[0].max())
     few = int(reduce(torch.tensor(float(len(normal_maps)), device=normal_maps.device))) < FEWEST_TO_JUDGE_BY
     model.judged_as_whole.fill_(gain < NOTICEABLE_GAIN and not few)
-    judged = "as a whole" if model.judged_as_whole else "by their defects"
-    logger.info("A painted defect raises the mean of a map by %.2f deviations: images are judged %s.", gain, judged)
+    found, used = ("as a whole" if rule else "by their defects" for rule in (model.judged_as_whole, model.scores_whole))
+    logger.info(
+        "A painted defect raises the mean of a map by %.2f deviations: images are best judged %s. image_score=%s: they "
+        "are judged %s.",
+        gain, found, model.image_score, used,
+    )  # fmt: skip
     whole = torch.cat([model.as_a_whole(features, local) for features, local, _ in on_normal])
     read = model.read(normal_maps, whole, image_size)
     peaks = cast("Tensor", read.anomaly_map).flatten(1).amax(1)

@@ -113,6 +113,8 @@ class KdMultiresolution(AnomalibModule):
             many as make 1,400 steps. ``--trainer.max_epochs`` takes precedence (unless it is 1000, Lightning's own
             default), as an upper limit where ``epochs`` is not given.
         learning_rate: Adam's learning rate, by default 1e-3; for the dual variant Muon's, the highest of a cycle, 4e-3.
+        image_score: for the dual variant: ``defects``, the mean of the map's highest hundredth; ``whole``, how far the
+            image as a whole is from what the local cloner makes of it; ``auto``, what training finds to fit the images.
         false_alarm_rate: for the dual variant: the fraction of normal images, above 0 and below 1, that exceed the
             normalised score 0.5, as told from held-out normal images.
         cache: ``float32`` or ``float16``: in training read each image once and compute the source's features of it
@@ -162,6 +164,7 @@ class KdMultiresolution(AnomalibModule):
         imagenet_normalization: bool | None = None,
         epochs: int | None = None,
         learning_rate: float | None = None,
+        image_score: Literal["auto", "defects", "whole"] = "auto",
         false_alarm_rate: float = FALSE_ALARM_RATE,
         cache: Literal["float32", "float16"] | None = "float32",
         cache_memory: float = 1.0,
@@ -220,6 +223,7 @@ class KdMultiresolution(AnomalibModule):
                 source_weights=None if weights_follow else source_weights,
                 critical_points=critical_points,
                 sigma=sigma,
+                image_score=image_score,
                 seed=seed,
             )
             self._dual = DualTraining(self.model, seed)

@@ -8,7 +8,7 @@ from typing import Any
 
 # What the other variant alone knows, by variant.
 OTHER_VARIANTS_ARGUMENTS = {
-    "paper": ("false_alarm_rate",),
+    "paper": ("image_score", "false_alarm_rate"),
     "dual": (
         "score_points",
         "cloner",
