@@ -12,7 +12,7 @@ from torch import nn
 from kd_multiresolution.dual import FAMILIES, ChannelError, DualModel, top_mean
 from kd_multiresolution.dual_cloners import LevelConv, Standardization
 from kd_multiresolution.dual_training import FEWEST_TO_JUDGE_BY, ChannelMoments, _weigh_families, calibrate, dual_losses
-from kd_multiresolution.painted_defects import painted
+from kd_multiresolution.painted_defects import out_of_focus, painted
 
 SIZE = (64, 96)
 
@@ -32,7 +32,8 @@ def calibrated(model: DualModel, images: torch.Tensor) -> DualModel:
     moments.add(features)
     moments.standardize(model, alone)
     defective = model.source(painted(model.checked_images(images), torch.Generator().manual_seed(0)))
-    calibrate(model, features, defective, tuple(images.shape[-2:]), alone)
+    blurred = model.source(out_of_focus(model.checked_images(images)))
+    calibrate(model, features, blurred, defective, tuple(images.shape[-2:]), alone)
     return model.eval()
 
 
@@ -95,7 +96,7 @@ def test_the_image_score_can_be_chosen_whatever_training_finds(caplog: pytest.Lo
         assert caplog.messages[-1].endswith(f"image_score={image_score}: they are judged {judged}.")
         scored[image_score] = model(pictures(3, seed=1)).pred_score
         features = model.source(model.checked_images(pictures(6)))
-        normal, _ = calibrate(model, features, features, SIZE, alone)
+        normal, _ = calibrate(model, features, features, features, SIZE, alone)
         assert normal.mean == pytest.approx(float(model(pictures(6)).pred_score.mean()), rel=1e-4)
     torch.testing.assert_close(scored["auto"], scored["defects"], rtol=0, atol=0)
     features = model.source(model.checked_images(pictures(3, seed=1)))
@@ -132,33 +133,34 @@ def test_families_tell_who_is_wrong(model: DualModel, changed: str) -> None:
         assert (value > 1e-3) == (direction > 1e-3) == (changed == "local")
 
 
-def test_maps_count_by_the_square_of_what_a_defect_raises_them() -> None:
-    """Three maps, of other scales on normal images; defects raise them by two, one and minus one deviation."""
+def test_maps_count_by_the_cube_of_what_a_defect_raises_them() -> None:
+    """Three maps, of other scales, one raised by blur; defects raise them by two, one and minus one deviation."""
     model = DualModel("light_vgg", critical_points=["pool2", "pool3"])
     generator = torch.Generator().manual_seed(0)
-    scale = torch.tensor([1.0, 10.0, 0.1])
-    normal = torch.randn(20, 3, generator=generator)
-    normal = (normal - normal.mean(0)) / normal.std(0) * scale
-    raised = torch.tensor([2.0, 1.0, -1.0]) * scale
-    _weigh_families(model, normal, torch.cat([normal + 0.5 * raised, normal + 1.5 * raised]), alone)
-    torch.testing.assert_close(model.family_weight, torch.tensor([0.8, 0.2, 0.0]) / scale)
-    _weigh_families(model, normal, torch.cat([normal + 100 * raised, normal - 0.2 * raised]), alone)
+    normal = torch.randn(20, 3, generator=generator) * torch.tensor([1.0, 10.0, 0.1])
+    blurred = normal + torch.tensor([0.0, 40.0, 0.0])
+    deviation = torch.cat([normal, blurred]).std(0)
+    assert deviation[1] > 2 * normal.std(0)[1]
+    raised = torch.tensor([2.0, 1.0, -1.0]) * deviation
+    _weigh_families(model, normal, blurred, torch.cat([normal + 0.5 * raised, normal + 1.5 * raised]), alone)
+    torch.testing.assert_close(model.family_weight, torch.tensor([8 / 9, 1 / 9, 0.0]) / deviation)
+    _weigh_families(model, normal, blurred, torch.cat([normal + 100 * raised, normal - 0.2 * raised]), alone)
     gains = torch.tensor([5 - 0.4, 5 - 0.2, -5 + 0.2])
-    share = gains.clamp_min(0).square()
-    torch.testing.assert_close(model.family_weight, share / share.sum() / scale)
+    share = gains.clamp_min(0).pow(3)
+    torch.testing.assert_close(model.family_weight, share / share.sum() / deviation)
 
 
 def test_maps_that_no_defect_raises_count_alike() -> None:
     model = DualModel("light_vgg", critical_points=["pool2", "pool3"])
     normal = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
-    _weigh_families(model, normal, normal - 1, alone)
-    torch.testing.assert_close(model.family_weight * normal.std(0), torch.full((3,), 1 / 3))
+    _weigh_families(model, normal, normal, normal - 1, alone)
+    torch.testing.assert_close(model.family_weight * torch.cat([normal, normal]).std(0), torch.full((3,), 1 / 3))
 
 
 def test_a_process_without_held_out_images_takes_the_others_statistics() -> None:
     model = DualModel("light_vgg")
     nothing = model.source(model.checked_images(pictures(0)))
-    scores, peaks = calibrate(model, nothing, nothing, SIZE, lambda tensor: tensor + 2)
+    scores, peaks = calibrate(model, nothing, nothing, nothing, SIZE, lambda tensor: tensor + 2)
     assert scores.count == peaks.count == 2
     assert model.family_weight.isfinite().all()
     assert all(error.mean_square.allclose(torch.ones(())) for error in (*model.value, *model.disagreement))

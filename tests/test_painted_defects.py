@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kd_multiresolution.painted_defects import painted
+from kd_multiresolution.painted_defects import out_of_focus, painted
 
 HEIGHT, WIDTH = 96, 128
 
@@ -44,6 +44,17 @@ def test_patches_lie_where_there_is_something_to_see() -> None:
     images[..., : WIDTH // 4] = torch.rand(64, 1, HEIGHT, WIDTH // 4, generator=generator())
     changed = (painted(images, generator()) - images).abs().amax(1).amax(1) > 1e-3
     assert changed[:, : WIDTH // 3].any(1).float().mean() > 0.95
+
+
+def test_out_of_focus_is_a_gaussian_blur_of_seven_tenths_of_a_pixel() -> None:
+    point = torch.zeros(1, 1, 11, 11)
+    point[..., 5, 5] = 1
+    blurred = out_of_focus(point.half())
+    assert blurred.dtype == torch.float16
+    offsets = torch.arange(11.0) - 5
+    assert (blurred[0, 0].float().sum(0) * offsets.square()).sum() == pytest.approx(0.7**2, rel=0.02)
+    assert blurred.float().sum() == pytest.approx(1, abs=1e-3)
+    assert out_of_focus(torch.rand(0, 3, 8, 8)).shape == (0, 3, 8, 8)
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 32, 32), (1, 3, 32, 32), (2, 1, 16, 80)])

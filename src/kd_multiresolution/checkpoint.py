@@ -15,10 +15,10 @@ from anomalib.models.components import AnomalibModule
 from kd_multiresolution import __version__
 
 KEY = "kd_multiresolution"
-FORMAT = 2
+FORMAT = 3
 """To be raised with every change after which older versions cannot read new checkpoints."""
 
-DUAL_FORMAT = 2
+DUAL_FORMAT = 3
 """The oldest that the dual variant can still read; its cloners had other layers before."""
 
 ARGUMENTS = ("source", "variant", "cloner", "cloner_bias", "cloner_batch_norm")  # what decides the tensors' shapes

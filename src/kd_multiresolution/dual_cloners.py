@@ -76,19 +76,14 @@ class LocalCloner(nn.Module):
         super().__init__()
         first, *others = levels
         self.entry = LevelConv(first.channels, width, 1)
-        self.blocks, self.heads = nn.ModuleList(), nn.ModuleList()
+        self.reductions, self.refinements, self.heads = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         stride = first.stride
         for level in others:
-            self.blocks.append(
-                nn.Sequential(
-                    nn.Conv2d(width, 2 * width, 3, stride=level.stride // stride, padding=1),
-                    nn.ReLU(),
-                    nn.Conv2d(2 * width, 2 * width, 3, padding=1),
-                    nn.ReLU(),
-                )
-            )
+            self.reductions.append(nn.Conv2d(width, 2 * width, 3, stride=level.stride // stride, padding=1))
             width, stride = 2 * width, level.stride
-            self.heads.append(LevelConv(width, level.channels, 1))
+            self.refinements.append(nn.Conv2d(width, width, 3, padding=1))
+            # Both convolutions' channels: one sees a smaller neighbourhood, the other a larger one.
+            self.heads.append(LevelConv(2 * width, level.channels, 1))
 
     def forward(self, features: Sequence[Tensor], units: Sequence[Standardization]) -> list[Tensor]:
         """Return the prediction of all critical points but the first, in the source's units.
@@ -99,9 +94,12 @@ class LocalCloner(nn.Module):
         """
         x = self.entry.from_level(features[0], units[0]).relu()
         predicted = []
-        for block, head, level in zip(self.blocks, _heads(self), units[1:], strict=True):
-            x = block(x)
-            predicted.append(head.to_level(x, level))
+        for reduction, refinement, head, level in zip(
+            self.reductions, self.refinements, _heads(self), units[1:], strict=True
+        ):
+            reduced = reduction(x).relu()
+            x = refinement(reduced).relu()
+            predicted.append(head.to_level(torch.cat([reduced, x], 1), level))
         return predicted
 
 

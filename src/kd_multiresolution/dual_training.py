@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kd_multiresolution.dual import ChannelError, DualModel, top_mean
 from kd_multiresolution.optimizer import Muon
-from kd_multiresolution.painted_defects import painted
+from kd_multiresolution.painted_defects import out_of_focus, painted
 from kd_multiresolution.post_processor import NormalScores
 
 IMAGE_SIZE = (256, 256)
@@ -82,6 +82,7 @@ class DualTraining:
         self.held_out: frozenset[str] = frozenset()
         self.image_size = IMAGE_SIZE
         self._normal: list[Tensor] = []
+        self._blurred: list[Tensor] = []
         self._defective: list[Tensor] = []
 
     @staticmethod
@@ -146,17 +147,20 @@ class DualTraining:
         rows = [kept[path] for path in sorted(kept)]
         held_out, *self._normal = [torch.stack(column) for column in zip(*rows, strict=True)] if rows else empty
         self.image_size = (held_out.shape[-2], held_out.shape[-1])
-        self._defective = self._painted_features(held_out)
+        generator = torch.Generator().manual_seed(self.seed)
+        copies = max(PAINTED // len(self.held_out), 1)  # however many of them this process has
+        self._defective = self._features(torch.cat([painted(held_out, generator) for _ in range(copies)]))
+        self._blurred = self._features(out_of_focus(held_out))
         if not resumed:
             moments.standardize(self.model, reduce)
 
-    def _painted_features(self, images: Tensor) -> list[Tensor]:
-        """Return the source's features of the images with painted defects, of each image equally many."""
-        generator = torch.Generator().manual_seed(self.seed)
-        copies = max(PAINTED // len(self.held_out), 1)  # however many of them this process has
-        chunks = [chunk for _ in range(copies) for chunk in torch.split(painted(images, generator), CHUNK)]
+    def _features(self, images: Tensor) -> list[Tensor]:
+        """Return the source's features of the images."""
         with torch.no_grad():
-            features = [self.model.source(chunk.contiguous(memory_format=torch.channels_last)) for chunk in chunks]
+            features = [
+                self.model.source(chunk.contiguous(memory_format=torch.channels_last))
+                for chunk in torch.split(images, CHUNK)
+            ]
         return [torch.cat(level) for level in zip(*features, strict=True)]
 
     def losses(self, features: Sequence[Tensor], paths: Sequence[str] | None) -> dict[str, Tensor]:
@@ -173,11 +177,11 @@ class DualTraining:
 
     def calibrate(self, reduce: Reduce) -> tuple[NormalScores, NormalScores]:
         """Do as :func:`calibrate` with the held-out images."""
-        return calibrate(self.model, self._normal, self._defective, self.image_size, reduce)
+        return calibrate(self.model, self._normal, self._blurred, self._defective, self.image_size, reduce)
 
     def end(self) -> None:
         """Free the held-out images' features."""
-        self._normal, self._defective = [], []
+        self._normal, self._blurred, self._defective = [], [], []
 
     def _split(self, paths: Sequence[str]) -> tuple[list[int], list[int]]:
         """Return the indices of the held-out images and of the others."""
@@ -230,6 +234,7 @@ def dual_losses(model: DualModel, features: Sequence[Tensor]) -> dict[str, Tenso
 def calibrate(
     model: DualModel,
     normal: Sequence[Tensor],
+    blurred: Sequence[Tensor],
     defective: Sequence[Tensor],
     image_size: tuple[int, int],
     reduce: Reduce,
@@ -242,6 +247,7 @@ def calibrate(
     Args:
         model: its cloners as they are.
         normal: features of this process's held-out images, (N, C_i, H_i, W_i) per critical point; N may be 0.
+        blurred: of the same images out of focus.
         defective: of the same images with painted defects, all of them once, then all of them again, and so on.
         image_size: height and width of the images in pixels.
         reduce: sums over all processes.
@@ -251,10 +257,12 @@ def calibrate(
     """
     on_normal = _predicted(model, normal)
     _weigh_channels(model, on_normal, reduce)
-    normal_maps, defective_maps = _maps(model, on_normal), _maps(model, _predicted(model, defective))
-    _weigh_families(model, top_mean(model.blurred(normal_maps)), top_mean(model.blurred(defective_maps)), reduce)
+    normal_maps = _maps(model, on_normal)
+    blurred_maps, defective_maps = (_maps(model, _predicted(model, features)) for features in (blurred, defective))
+    tops = [top_mean(model.blurred(maps)) for maps in (normal_maps, blurred_maps, defective_maps)]
+    _weigh_families(model, *tops, reduce)
     means = [maps.double().mean((2, 3)) for maps in (normal_maps, defective_maps)]
-    gain = float(gains(means[0], means[1], reduce)[0].max())
+    gain = float(gains(*means, means[0], reduce)[0].max())
     few = int(reduce(torch.tensor(float(len(normal_maps)), device=normal_maps.device))) < FEWEST_TO_JUDGE_BY
     model.judged_as_whole.fill_(gain < NOTICEABLE_GAIN and not few)
     found, used = ("as a whole" if rule else "by their defects" for rule in (model.judged_as_whole, model.scores_whole))
@@ -285,22 +293,23 @@ def _distribution(scores: Tensor, reduce: Reduce) -> NormalScores:
     return NormalScores(float(mean), float(deviation), count)
 
 
-def gains(normal: Tensor, defective: Tensor, reduce: Reduce) -> tuple[Tensor, Tensor]:
+def gains(normal: Tensor, defective: Tensor, harmless: Tensor, reduce: Reduce) -> tuple[Tensor, Tensor]:
     """Return by how much painted defects raise each map's value, and the deviation in which that is measured.
 
-    A map's *gain* is by how many deviations of its values on normal images a defect raises its value on the same
+    A map's *gain* is by how many deviations of its values on harmless images a defect raises its value on the same
     image, between -5 and 5, on average.
 
     Args:
         normal: (N, K), value of each map on each normal image.
         defective: (M, K), M a multiple of N: on the same images with painted defects.
+        harmless: (L, K), on images without a defect.
         reduce: sums over all processes.
 
     Returns:
         Gains and deviations, (K,) each, the deviations above zero.
     """
     normal, defective = normal.double(), defective.double()
-    _, deviation, _ = mean_and_deviation(normal, reduce)
+    _, deviation, _ = mean_and_deviation(harmless.double(), reduce)
     deviation = deviation.clamp_min(torch.finfo(torch.float32).eps)
     raised = (defective - normal.repeat(len(defective) // max(len(normal), 1), 1)) / deviation
     sums = torch.cat([raised.clamp(-LARGEST_GAIN, LARGEST_GAIN).sum(0), raised.new_tensor([len(raised)])])
@@ -308,14 +317,14 @@ def gains(normal: Tensor, defective: Tensor, reduce: Reduce) -> tuple[Tensor, Te
     return torch.stack(totals) / count, deviation
 
 
-def _weigh_families(model: DualModel, normal: Tensor, defective: Tensor, reduce: Reduce) -> None:
-    """Let each map count, per deviation, by the square of its gain.
+def _weigh_families(model: DualModel, normal: Tensor, blurred: Tensor, defective: Tensor, reduce: Reduce) -> None:
+    """Let each map count, per deviation, by the cube of its gain over images in and out of focus.
 
     A linear discriminant of independent maps would take the gain itself, but the maps find the same defects, and the
-    better ones should lead. Arguments as of :func:`gains`; the weights of the model are set.
+    better ones should lead. The values are (N, K), (N, K) and (M, K); the weights of the model are set.
     """
-    gain, deviation = gains(normal, defective, reduce)
-    share = gain.clamp_min(0).square()
+    gain, deviation = gains(normal, defective, torch.cat([normal, blurred]), reduce)
+    share = gain.clamp_min(0).pow(3)
     # Maps that no defect raises cannot be told apart, as with random weights: they count alike.
     share = torch.where(share.sum() > 0, share / share.sum(), 1 / len(share))
     # The weight of a map that hardly varies must still be a number of the model's type.

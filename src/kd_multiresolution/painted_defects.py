@@ -1,7 +1,8 @@
-"""Defects painted on normal images: what a map is worth can be told from them without any real defect.
+"""Defects painted on normal images, and normal images out of focus: what a map is worth can be told from them.
 
 A patch of another normal image is pasted, as in CutPaste (arXiv 2104.04015), here as a soft ellipse and where there is
-something to see: on a flat background defects would be easy to find, and real ones are seldom there.
+something to see: on a flat background defects would be easy to find, and real ones are seldom there. A map that a
+slight lack of focus raises as much as a defect is not to be trusted.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 SMALLEST, LARGEST = 0.015, 0.05  # half axes, as fractions of the image's shorter side
 LEAST_SMALL, LEAST_LARGE = 3.0, 6.0  # pixels: below, of little pictures, the soft edge would be all there is
 FAINTEST = 0.35  # opacity
+FOCUS = 0.7  # pixels: standard deviation of a blur that is hardly seen
 
 
 def painted(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -51,6 +53,15 @@ def painted(images: Tensor, generator: torch.Generator) -> Tensor:
     columns = (torch.arange(width) + (donor_column - column)[:, None]) % width
     moved = donors[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
     return torch.lerp(images, moved, mask[:, None].to(images))
+
+
+def out_of_focus(images: Tensor) -> Tensor:
+    """Return images, (N, C, H, W), slightly blurred."""
+    if not len(images):
+        return images
+    size = 2 * math.ceil(3 * FOCUS) + 1
+    blurred: Tensor = gaussian_blur2d(images.float(), (size, size), (FOCUS, FOCUS), border_type="replicate")
+    return blurred.to(images)
 
 
 def _structured_places(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
