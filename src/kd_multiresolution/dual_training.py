@@ -255,23 +255,17 @@ def calibrate(
     Returns:
         How the scores of normal images, and the largest values of their maps, are distributed.
     """
-    on_normal = _predicted(model, normal)
-    _weigh_channels(model, on_normal, reduce)
-    normal_maps = _maps(model, on_normal)
+    predicted = _predicted(model, normal)
+    _weigh_channels(model, predicted, reduce)
+    normal_maps = _maps(model, predicted)
     blurred_maps, defective_maps = (_maps(model, _predicted(model, features)) for features in (blurred, defective))
-    tops = [top_mean(model.blurred(maps)) for maps in (normal_maps, blurred_maps, defective_maps)]
-    _weigh_families(model, *tops, reduce)
-    means = [maps.double().mean((2, 3)) for maps in (normal_maps, defective_maps)]
-    gain = float(gains(*means, means[0], reduce)[0].max())
-    few = int(reduce(torch.tensor(float(len(normal_maps)), device=normal_maps.device))) < FEWEST_TO_JUDGE_BY
-    model.judged_as_whole.fill_(gain < NOTICEABLE_GAIN and not few)
-    found, used = ("as a whole" if rule else "by their defects" for rule in (model.judged_as_whole, model.scores_whole))
-    logger.info(
-        "A painted defect raises the mean of a map by %.2f deviations: images are best judged %s. image_score=%s: they "
-        "are judged %s.",
-        gain, found, model.image_score, used,
-    )  # fmt: skip
-    whole = torch.cat([model.as_a_whole(features, local) for features, local, _ in on_normal])
+    normal_tops, blurred_tops, defective_tops = (
+        top_mean(model.blurred(maps)) for maps in (normal_maps, blurred_maps, defective_maps)
+    )
+    _weigh_families(model, normal_tops, blurred_tops, defective_tops, reduce)
+    normal_means, defective_means = (maps.double().mean((2, 3)) for maps in (normal_maps, defective_maps))
+    _choose_image_score(model, normal_means, defective_means, reduce)
+    whole = torch.cat([model.as_a_whole(features, local) for features, local, _ in predicted])
     read = model.read(normal_maps, whole, image_size)
     peaks = cast("Tensor", read.anomaly_map).flatten(1).amax(1)
     return _distribution(cast("Tensor", read.pred_score), reduce), _distribution(peaks, reduce)
@@ -329,6 +323,19 @@ def _weigh_families(model: DualModel, normal: Tensor, blurred: Tensor, defective
     share = torch.where(share.sum() > 0, share / share.sum(), 1 / len(share))
     # The weight of a map that hardly varies must still be a number of the model's type.
     model.family_weight.copy_(share / deviation.clamp_min(torch.finfo(model.family_weight.dtype).eps))
+
+
+def _choose_image_score(model: DualModel, normal: Tensor, defective: Tensor, reduce: Reduce) -> None:
+    """Let images be judged as a whole where defects raise the mean of no map noticeably; arguments as :func:`gains`."""
+    gain = float(gains(normal, defective, normal, reduce)[0].max())
+    few = int(reduce(torch.tensor(float(len(normal)), device=normal.device))) < FEWEST_TO_JUDGE_BY
+    model.judged_as_whole.fill_(gain < NOTICEABLE_GAIN and not few)
+    found, used = ("as a whole" if rule else "by their defects" for rule in (model.judged_as_whole, model.scores_whole))
+    logger.info(
+        "A painted defect raises the mean of a map by %.2f deviations: images are best judged %s. image_score=%s: they "
+        "are judged %s.",
+        gain, found, model.image_score, used,
+    )  # fmt: skip
 
 
 def _weigh_channels(model: DualModel, predicted: Sequence[Predicted], reduce: Reduce) -> None:
