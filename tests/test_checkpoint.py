@@ -17,7 +17,7 @@ from anomalib.models import Padim
 from torchvision.utils import save_image
 
 from kd_multiresolution import KdMultiresolution, __version__
-from kd_multiresolution.checkpoint import ARGUMENTS, FORMAT, KEY
+from kd_multiresolution.checkpoint import ARGUMENTS, DUAL_FORMAT, FORMAT, KEY
 from kd_multiresolution.source import Source
 
 SETTINGS: dict[str, Any] = {"source": "light_vgg", "image_size": 32, "epochs": 1, "visualizer": False}
@@ -117,7 +117,7 @@ def test_a_newer_versions_checkpoint_is_refused(changed: Callable[..., Path]) ->
 
 def test_a_dual_checkpoint_of_other_layers_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     checkpoint = torch.load(checkpoints["dual"], weights_only=True)
-    checkpoint[KEY]["format"] = 1
+    checkpoint[KEY]["format"] = DUAL_FORMAT - 1
     torch.save(checkpoint, tmp_path / "old.ckpt")
     with pytest.raises(ValueError, match=r"earlier state .* train it again"):
         KdMultiresolution.load_from_checkpoint(tmp_path / "old.ckpt")
@@ -144,6 +144,19 @@ def test_what_does_not_decide_shapes_may_differ(
     fitted, given = "score_points=['pool3', 'pool4', 'pool5'], anomaly_map='gradient'", "['pool5'], anomaly_map='disc"
     assert re.search(f"were fitted with {re.escape(fitted)}, the model has .*{re.escape(given)}", caplog.text)
     assert KdMultiresolution.load_from_checkpoint(changed(None)), "of a version that wrote no entry"
+
+
+def test_what_a_dual_training_found_stays(
+    checkpoints: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    same = KdMultiresolution.load_from_checkpoint(checkpoints["dual"])
+    assert not caplog.messages
+    other = KdMultiresolution.load_from_checkpoint(checkpoints["dual"], image_score="whole", false_alarm_rate=0.3)
+    assert caplog.messages[-1].startswith("image_score='whole', false_alarm_rate=0.3: not heeded, images are judged as")
+    assert other.model.judged_as_whole == same.model.judged_as_whole
+    assert other.post_processor.image_threshold == same.post_processor.image_threshold
+    KdMultiresolution.load_from_checkpoint(checkpoints["dual"], sigma=2.0)
+    assert re.search(r"fitted with sigma=4.0, the model has sigma=2.0: .* trained anew", caplog.messages[-1])
 
 
 def test_train_says_that_it_tests_the_old_checkpoint(

@@ -75,7 +75,6 @@ def test_two_processes_of_the_dual_variant_share_their_statistics_and_weights(tm
     one, (first, second) = train(tmp_path, "dual")
     assert first["weights"].keys() == one["weights"].keys()
     torch.testing.assert_close(second["weights"], first["weights"], rtol=0, atol=0)
-    assert second["metrics"] == first["metrics"]
     # Which images meet in a batch decides which of them the local cloner sees, but not what a channel's units are.
     units = [name for name in one["weights"] if ".units." in name]
     assert units

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,16 @@ from torch import nn
 
 from kd_multiresolution.dual import FAMILIES, ChannelError, DualModel, top_mean
 from kd_multiresolution.dual_cloners import LevelConv, Standardization
-from kd_multiresolution.dual_training import FEWEST_TO_JUDGE_BY, ChannelMoments, _weigh_families, calibrate, dual_losses
+from kd_multiresolution.dual_training import (
+    FEWEST_TO_JUDGE_BY,
+    PAINTED,
+    ChannelMoments,
+    DualTraining,
+    ImageScore,
+    _weigh_families,
+    calibrate,
+    dual_losses,
+)
 from kd_multiresolution.painted_defects import out_of_focus, painted
 
 SIZE = (64, 96)
@@ -26,14 +36,16 @@ def alone(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def calibrated(model: DualModel, images: torch.Tensor) -> DualModel:
+def calibrated(model: DualModel, images: torch.Tensor, image_score: ImageScore = "auto") -> DualModel:
     features = model.source(model.checked_images(images))
     moments = ChannelMoments()
     moments.add(features)
     moments.standardize(model, alone)
     defective = model.source(painted(model.checked_images(images), torch.Generator().manual_seed(0)))
     blurred = model.source(out_of_focus(model.checked_images(images)))
-    calibrate(model, features, blurred, defective, tuple(images.shape[-2:]), alone)
+    calibrate(
+        model, features, blurred=blurred, defective=defective, image_size=SIZE, image_score=image_score, reduce=alone
+    )
     return model.eval()
 
 
@@ -86,21 +98,61 @@ def test_what_differs_as_a_whole_is_judged_as_a_whole() -> None:
     assert not calibrated(DualModel("light_vgg"), noise[1:]).judged_as_whole, "too few to tell"
 
 
-def test_the_image_score_can_be_chosen_whatever_training_finds(caplog: pytest.LogCaptureFixture) -> None:
-    scored: dict[str, torch.Tensor] = {}
-    for image_score in ("auto", "defects", "whole"):
-        with caplog.at_level("INFO"):
-            model = calibrated(DualModel("light_vgg", image_score=image_score), pictures(6))
-        assert not model.judged_as_whole
-        judged = "as a whole" if image_score == "whole" else "by their defects"
-        assert caplog.messages[-1].endswith(f"image_score={image_score}: they are judged {judged}.")
-        scored[image_score] = model(pictures(3, seed=1)).pred_score
-        features = model.source(model.checked_images(pictures(6)))
-        normal, _ = calibrate(model, features, features, features, SIZE, alone)
-        assert normal.mean == pytest.approx(float(model(pictures(6)).pred_score.mean()), rel=1e-4)
-    torch.testing.assert_close(scored["auto"], scored["defects"], rtol=0, atol=0)
-    features = model.source(model.checked_images(pictures(3, seed=1)))
-    torch.testing.assert_close(scored["whole"], model.as_a_whole(features, model.predictions(features)[0]))
+@pytest.mark.parametrize("image_score", ["defects", "whole"])
+@pytest.mark.parametrize(("count", "seed"), [(6, 0), (FEWEST_TO_JUDGE_BY, 3)], ids=["by defects", "as a whole"])
+def test_the_image_score_can_be_chosen_whatever_the_images_say(count: int, seed: int, image_score: ImageScore) -> None:
+    images = pictures(count, seed=seed)
+    found = calibrated(DualModel("light_vgg"), images).judged_as_whole
+    assert found == (seed == 3)
+    model = calibrated(DualModel("light_vgg"), images, image_score)
+    assert model.judged_as_whole == (image_score == "whole")
+    features = model.source(model.checked_images(images))
+    local, overall = model.predictions(features)
+    of_defects = top_mean(model.fused(model.families(features, local, overall)))[:, 0]
+    expected = {"defects": of_defects, "whole": model.as_a_whole(features, local)}[image_score]
+    torch.testing.assert_close(model(images).pred_score, expected)
+
+
+def test_the_log_says_how_images_are_judged_and_why(caplog: pytest.LogCaptureFixture) -> None:
+    noise = pictures(FEWEST_TO_JUDGE_BY, seed=3)
+    with caplog.at_level("INFO"):
+        for images in (noise, noise[:1] + 0.02 * noise, noise[1:]):
+            calibrated(DualModel("light_vgg"), images)
+    whole, defects, few = caplog.messages[-3:]
+    raises = r"a painted defect raises the mean of a map by \d\.\d\d deviations"
+    assert re.fullmatch(f"Images are judged as a whole: {raises}.", whole)
+    assert re.fullmatch(f"Images are judged by their defects: {raises}.", defects)
+    assert few == "Images are judged by their defects: 7 held-out images are too few to tell."
+
+
+def test_training_looks_at_its_held_out_images_out_of_focus_and_with_defects() -> None:
+    """A process that holds none of them has nothing to look at, and takes the sums of the others."""
+    model, images = DualModel("light_vgg"), pictures(8)
+    paths = [f"{i}.png" for i in range(len(images))]
+    features = model.source(images)
+    training = DualTraining(model, seed=0)
+    training.start(paths, [(paths, images, features)], alone, resumed=False)
+    held_out = [i for i, path in enumerate(paths) if path in training.held_out]
+    assert len(held_out) == 4
+    generator = torch.Generator().manual_seed(0)
+    copies = [painted(images[held_out], generator) for _ in range(PAINTED // len(held_out))]
+    training.calibrate(alone)
+    weight = model.family_weight.clone()
+    calibrate(
+        model, [level[held_out] for level in features], blurred=model.source(out_of_focus(images[held_out])),
+        defective=model.source(torch.cat(copies)), image_size=SIZE, image_score="auto", reduce=alone,
+    )  # fmt: skip
+    torch.testing.assert_close(model.family_weight, weight, rtol=1e-4, atol=1e-4)
+    calibrate(
+        model, [level[held_out] for level in features], blurred=[level[held_out] for level in features],
+        defective=model.source(torch.cat(copies)), image_size=SIZE, image_score="auto", reduce=alone,
+    )  # fmt: skip
+    assert not model.family_weight.allclose(weight, rtol=1e-2), "the blur counts"
+    rest = [i for i in range(len(paths)) if i not in held_out]
+    batch = ([paths[i] for i in rest], images[rest], [level[rest] for level in features])
+    training.start(paths, [batch], alone, resumed=False)
+    scores, _ = training.calibrate(lambda tensor: tensor + 2)
+    assert scores.count == 2
 
 
 def test_no_gradient_is_kept_in_evaluation(model: DualModel) -> None:
@@ -160,10 +212,13 @@ def test_maps_that_no_defect_raises_count_alike() -> None:
 def test_a_process_without_held_out_images_takes_the_others_statistics() -> None:
     model = DualModel("light_vgg")
     nothing = model.source(model.checked_images(pictures(0)))
-    scores, peaks = calibrate(model, nothing, nothing, nothing, SIZE, lambda tensor: tensor + 2)
+    scores, peaks = calibrate(
+        model, nothing, blurred=nothing, defective=nothing, image_size=SIZE, image_score="auto",
+        reduce=lambda tensor: tensor + 2,
+    )  # fmt: skip
     assert scores.count == peaks.count == 2
     assert model.family_weight.isfinite().all()
-    assert all(error.mean_square.allclose(torch.ones(())) for error in (*model.value, *model.disagreement))
+    assert all(error.root_mean_square.allclose(torch.ones(())) for error in (*model.value, *model.disagreement))
 
 
 def test_score_is_the_mean_of_the_highest_hundredth() -> None:
@@ -190,6 +245,14 @@ def test_channel_error_is_one_on_normal_images() -> None:
     dead = ChannelError(2)
     dead.set(torch.tensor([0.0, 1.0]))
     assert dead(torch.ones(1, 2, 1, 1)) < 1.001e4, "a dead channel is not divided by zero"
+
+
+def test_channels_count_alike_in_half_precision() -> None:
+    """Errors of a ten-thousandth, whose squares float16 does not have."""
+    error = ChannelError(2).half()
+    difference = torch.tensor([1e-4, 1e-3])[:, None, None].expand(1, 2, 4, 4)
+    error.set(difference.square().mean((0, 2, 3)))
+    torch.testing.assert_close(error(difference.half()), torch.ones(1, 1, 4, 4), rtol=2e-3, atol=0)
 
 
 def test_folded_standardisation_equals_the_plain_one() -> None:

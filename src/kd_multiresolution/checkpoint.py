@@ -13,6 +13,7 @@ from typing import Any
 from anomalib.models.components import AnomalibModule
 
 from kd_multiresolution import __version__
+from kd_multiresolution.post_processor import FALSE_ALARM_RATE, FalseAlarmPostProcessor
 
 KEY = "kd_multiresolution"
 FORMAT = 3
@@ -23,10 +24,9 @@ DUAL_FORMAT = 3
 
 ARGUMENTS = ("source", "variant", "cloner", "cloner_bias", "cloner_batch_norm")  # what decides the tensors' shapes
 # What decides the scores and maps that thresholds were fitted to.
-SCORING = (
-    "terms", "value_weight", "score_points", "anomaly_map", "attribution_path", "sigma", "percentile_scale",
-    "image_score",
-)  # fmt: skip
+SCORING = ("terms", "value_weight", "score_points", "anomaly_map", "attribution_path", "sigma", "percentile_scale")
+# What decides the dual variant's scores and thresholds in training, with its value where it was not given.
+CALIBRATION = {"image_score": "auto", "false_alarm_rate": FALSE_ALARM_RATE}
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ def describe(model: AnomalibModule, critical_points: tuple[str, ...]) -> dict[st
         "version": __version__,
         "built": {**built, "critical_points": list(critical_points)},
         "scoring": _scoring(model),
+        "calibration": _calibration(model),
         "images": _images(model),
     }
 
@@ -59,6 +60,10 @@ def _scoring(model: AnomalibModule) -> dict[str, Any]:
     settings = {name: model.hparams[name] for name in SCORING}
     points = getattr(model.model, "score_points", None)  # the argument may be the default; the dual variant has none
     return {**settings, "score_points": None if points is None else list(points)}
+
+
+def _calibration(model: AnomalibModule) -> dict[str, Any]:
+    return {name: model.hparams[name] for name in CALIBRATION}
 
 
 def warn_of_other_images(checkpoint: Mapping[str, Any], model: AnomalibModule) -> None:
@@ -81,6 +86,8 @@ def warn_of_other_images(checkpoint: Mapping[str, Any], model: AnomalibModule) -
 def warn_of_other_scores(checkpoint: Mapping[str, Any], model: AnomalibModule) -> None:
     """Say in the log if a model's scores or maps are not those that a checkpoint's thresholds were fitted to.
 
+    And which arguments of a model give way to what was found in a checkpoint's training.
+
     Args:
         checkpoint: what was read.
         model: the Lightning module, with a post-processor.
@@ -88,10 +95,20 @@ def warn_of_other_scores(checkpoint: Mapping[str, Any], model: AnomalibModule) -
     ours, theirs = _scoring(model), (checkpoint.get(KEY) or {}).get("scoring", {})
     differing = [name for name in theirs if ours[name] != theirs[name]]
     if differing:
+        # The dual variant's come from its training.
+        trained = isinstance(model.post_processor, FalseAlarmPostProcessor)
         logger.warning(
             "The thresholds of this checkpoint were fitted with %s, the model has %s: labels and masks are wrong until "
-            "it is validated anew (anomalib validate, Engine.validate).",
+            "it is %s.",
             *(", ".join(f"{name}={scoring[name]!r}" for name in differing) for scoring in (theirs, ours)),
+            "trained anew" if trained else "validated anew (anomalib validate, Engine.validate)",
+        )
+    ours, theirs = _calibration(model), (checkpoint.get(KEY) or {}).get("calibration", {})
+    unheeded = [name for name in theirs if ours[name] not in (CALIBRATION[name], theirs[name])]
+    if unheeded:
+        logger.warning(
+            "%s: not heeded, images are judged as this checkpoint's training has found (%s). Train anew.",
+            *(", ".join(f"{name}={given[name]!r}" for name in unheeded) for given in (ours, theirs)),
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -25,7 +25,6 @@ from kd_multiresolution.torch_model import check_image_size, checked_images
 
 SMALLEST_SIDE = 2  # positions at the last critical point; the global cloner starts from half as many
 STRIDES = (4, 8, 16)  # of the levels compared by default; ResNet's layer1 to layer3
-IMAGE_SCORES = ("auto", "defects", "whole")
 FAMILIES = ("value", "direction", "disagreement")
 TOP_SHARE = 100  # an image's score is the mean of one in so many positions of its map, the highest
 NEIGHBOURS = 3  # positions per side, over which features are averaged before an image is judged as a whole
@@ -38,23 +37,24 @@ class ChannelError(nn.Module):
         channels: number of channels, C.
     """
 
-    mean_square: Tensor
+    root_mean_square: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.register_buffer("mean_square", torch.ones(channels))
+        self.register_buffer("root_mean_square", torch.ones(channels))
 
     def set(self, mean_square: Tensor) -> None:
         """Set the mean squared difference of normal images, (C,)."""
-        # Squares in units of less than this would leave the range of float16.
-        least = torch.finfo(self.mean_square.dtype).tiny ** 0.5
-        smallest = (SMALLEST_DEVIATION**2 * mean_square.mean()).clamp_min(least)
-        self.mean_square.copy_(mean_square.clamp_min(smallest))
+        smallest = (SMALLEST_DEVIATION**2 * mean_square.mean()).clamp_min(torch.finfo(torch.float32).tiny)
+        root = mean_square.clamp_min(smallest).sqrt()
+        self.root_mean_square.copy_(root.clamp_min(torch.finfo(self.root_mean_square.dtype).tiny))
 
     def forward(self, difference: Tensor) -> Tensor:
         """Return the mean over channels: (N, C, H, W) to (N, 1, H, W), >= 0, 1 on average over normal images."""
-        weights = 1 / (len(self.mean_square) * self.mean_square)
-        return F.conv2d(difference.square(), weights[None, :, None, None])
+        # Squares would leave the range of float16.
+        wide = torch.promote_types(difference.dtype, torch.float32)
+        weights = 1 / (len(self.root_mean_square) * self.root_mean_square.to(wide).square())
+        return F.conv2d(difference.to(wide).square(), weights[None, :, None, None])
 
 
 class DualModel(nn.Module):
@@ -81,7 +81,6 @@ class DualModel(nn.Module):
         critical_points: at least two; the cloners start from the first and the last, and predict all but the first.
             Default: the source's levels of strides 4, 8 and 16.
         sigma: standard deviation of the map's Gaussian blur in pixels.
-        image_score: ``defects``, ``whole``, or ``auto``: as training finds.
         seed: seed of the cloners' initial weights, and of a random source.
 
     Raises:
@@ -101,16 +100,11 @@ class DualModel(nn.Module):
         source_weights: str | Path | None = None,
         critical_points: Sequence[str] | None = None,
         sigma: float = 4.0,
-        image_score: Literal["auto", "defects", "whole"] = "auto",
         seed: int = 0,
     ) -> None:
         super().__init__()
         check_types(DualModel.__init__, locals())
         check_sigma(sigma)
-        if image_score not in IMAGE_SCORES:
-            msg = f"image_score={image_score!r}: expected one of {', '.join(IMAGE_SCORES)}."
-            raise ValueError(msg)
-        self.image_score = image_score
         points = levels_of_strides(source, STRIDES) if critical_points is None else critical_points
         self.source = Source(source, pretrained=pretrained, weights=source_weights, critical_points=points, seed=seed)
         levels = [level for level in self.source.levels if level.critical]
@@ -134,13 +128,6 @@ class DualModel(nn.Module):
     def levels_units(self) -> list[Standardization]:
         """The standardisation of each critical point."""
         return cast("list[Standardization]", [*self.units])
-
-    @property
-    def scores_whole(self) -> Tensor:
-        """Whether images are judged as a whole: as ``image_score`` says, or as training has found, a boolean."""
-        if self.image_score == "auto":
-            return self.judged_as_whole
-        return torch.full_like(self.judged_as_whole, self.image_score == "whole")
 
     def predictions(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return what the local and the global cloner predict, both for all critical points but the first.
@@ -199,7 +186,7 @@ class DualModel(nn.Module):
             image_size: of the map, height and width in pixels.
         """
         maps = self.fused(families)
-        scores = torch.where(self.scores_whole, whole, top_mean(maps)[:, 0])
+        scores = torch.where(self.judged_as_whole, whole, top_mean(maps)[:, 0])
         return InferenceBatch(pred_score=scores, anomaly_map=resized(maps, image_size))
 
     def forward(self, images: Tensor) -> InferenceBatch | tuple[list[Tensor], list[Tensor], list[Tensor]]:

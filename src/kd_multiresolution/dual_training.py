@@ -1,6 +1,7 @@
 """Training of the dual variant: images held out, squared error, one cycle of the rate, and what is normal.
 
-How much each family of maps counts is told from the held-out images as well, with and without painted defects.
+How much each family of maps counts is told from the held-out images as well: as they are, out of focus, and with
+painted defects.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+from typing import Literal, cast, get_args
 
 import torch
 from lightning.pytorch import Trainer
@@ -36,6 +37,8 @@ FEWEST_TO_JUDGE_BY = 8  # held-out images; the deviation of fewer says too littl
 CHUNK = 16  # held-out images at a time
 
 logger = logging.getLogger(__name__)
+
+ImageScore = Literal["auto", "defects", "whole"]
 
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over all processes."""
@@ -74,11 +77,19 @@ class DualTraining:
     Args:
         model: what is trained.
         seed: of the choice of held-out images.
+        image_score: images are judged by their ``defects``, as a ``whole``, or, if ``auto``, as held-out images say.
+
+    Raises:
+        ValueError: if ``image_score`` is none of these.
     """
 
-    def __init__(self, model: DualModel, seed: int) -> None:
+    def __init__(self, model: DualModel, seed: int, image_score: ImageScore = "auto") -> None:
+        if image_score not in get_args(ImageScore):
+            msg = f"image_score={image_score!r}: expected one of {', '.join(get_args(ImageScore))}."
+            raise ValueError(msg)
         self.model = model
         self.seed = seed
+        self.image_score = image_score
         self.held_out: frozenset[str] = frozenset()
         self.image_size = IMAGE_SIZE
         self._normal: list[Tensor] = []
@@ -121,6 +132,8 @@ class DualTraining:
         resumed: bool,
     ) -> None:
         """Choose the held-out images, keep their features, and standardise by the others' unless that was done before.
+
+        Features are kept of each image as it is, out of focus, and with painted defects.
 
         Args:
             paths: of all training images.
@@ -177,7 +190,10 @@ class DualTraining:
 
     def calibrate(self, reduce: Reduce) -> tuple[NormalScores, NormalScores]:
         """Do as :func:`calibrate` with the held-out images."""
-        return calibrate(self.model, self._normal, self._blurred, self._defective, self.image_size, reduce)
+        return calibrate(
+            self.model, self._normal, blurred=self._blurred, defective=self._defective, image_size=self.image_size,
+            image_score=self.image_score, reduce=reduce,
+        )  # fmt: skip
 
     def end(self) -> None:
         """Free the held-out images' features."""
@@ -234,15 +250,18 @@ def dual_losses(model: DualModel, features: Sequence[Tensor]) -> dict[str, Tenso
 def calibrate(
     model: DualModel,
     normal: Sequence[Tensor],
+    *,
     blurred: Sequence[Tensor],
     defective: Sequence[Tensor],
     image_size: tuple[int, int],
+    image_score: ImageScore,
     reduce: Reduce,
 ) -> tuple[NormalScores, NormalScores]:
     """Set from held-out normal images what the model compares with, and how it judges.
 
-    That is the error per channel, the weight of each map, and whether images are judged as a whole: where a painted
-    defect raises the mean of no map by a noticeable part of what it differs by among normal images.
+    That is the error per channel, the weight of each map, and whether images are judged as a whole; if ``image_score``
+    leaves that open, where a painted defect raises the mean of no map by a noticeable part of what it differs by among
+    normal images.
 
     Args:
         model: its cloners as they are.
@@ -250,6 +269,7 @@ def calibrate(
         blurred: of the same images out of focus.
         defective: of the same images with painted defects, all of them once, then all of them again, and so on.
         image_size: height and width of the images in pixels.
+        image_score: as of :class:`DualTraining`.
         reduce: sums over all processes.
 
     Returns:
@@ -264,7 +284,9 @@ def calibrate(
     )
     _weigh_families(model, normal_tops, blurred_tops, defective_tops, reduce)
     normal_means, defective_means = (maps.double().mean((2, 3)) for maps in (normal_maps, defective_maps))
-    _choose_image_score(model, normal_means, defective_means, reduce)
+    auto = image_score == "auto"
+    as_whole = _differ_as_a_whole(normal_means, defective_means, reduce) if auto else image_score == "whole"
+    model.judged_as_whole.fill_(as_whole)
     whole = torch.cat([model.as_a_whole(features, local) for features, local, _ in predicted])
     read = model.read(normal_maps, whole, image_size)
     peaks = cast("Tensor", read.anomaly_map).flatten(1).amax(1)
@@ -325,24 +347,30 @@ def _weigh_families(model: DualModel, normal: Tensor, blurred: Tensor, defective
     model.family_weight.copy_(share / deviation.clamp_min(torch.finfo(model.family_weight.dtype).eps))
 
 
-def _choose_image_score(model: DualModel, normal: Tensor, defective: Tensor, reduce: Reduce) -> None:
-    """Let images be judged as a whole where defects raise the mean of no map noticeably; arguments as :func:`gains`."""
+def _differ_as_a_whole(normal: Tensor, defective: Tensor, reduce: Reduce) -> bool:
+    """Return whether defects raise the mean of no map noticeably, and say so in the log.
+
+    Args:
+        normal: (N, K), mean of each map on each normal image.
+        defective: (M, K), on the same images with painted defects.
+        reduce: sums over all processes.
+    """
     gain = float(gains(normal, defective, normal, reduce)[0].max())
-    few = int(reduce(torch.tensor(float(len(normal)), device=normal.device))) < FEWEST_TO_JUDGE_BY
-    model.judged_as_whole.fill_(gain < NOTICEABLE_GAIN and not few)
-    found, used = ("as a whole" if rule else "by their defects" for rule in (model.judged_as_whole, model.scores_whole))
-    logger.info(
-        "A painted defect raises the mean of a map by %.2f deviations: images are best judged %s. image_score=%s: they "
-        "are judged %s.",
-        gain, found, model.image_score, used,
-    )  # fmt: skip
+    count = int(reduce(torch.tensor(float(len(normal)), device=normal.device)))
+    if count < FEWEST_TO_JUDGE_BY:
+        found, why = False, f"{count} held-out images are too few to tell"
+    else:
+        found, why = gain < NOTICEABLE_GAIN, f"a painted defect raises the mean of a map by {gain:.2f} deviations"
+    logger.info("Images are judged %s: %s.", "as a whole" if found else "by their defects", why)
+    return found
 
 
 def _weigh_channels(model: DualModel, predicted: Sequence[Predicted], reduce: Reduce) -> None:
     """Set the mean squared difference of each channel."""
     for level, errors in enumerate(zip(model.value, model.disagreement, strict=True)):
         value, disagreement = cast("tuple[ChannelError, ChannelError]", errors)
-        sums = value.mean_square.new_zeros(3, len(value.mean_square), dtype=torch.float64)
+        channels = value.root_mean_square
+        sums = channels.new_zeros(3, len(channels), dtype=torch.float64)
         for chunk, local, overall in predicted:
             source = chunk[level + 1]
             sums[0] += source.numel() / source.shape[1]

@@ -113,8 +113,9 @@ class KdMultiresolution(AnomalibModule):
             many as make 1,400 steps. ``--trainer.max_epochs`` takes precedence (unless it is 1000, Lightning's own
             default), as an upper limit where ``epochs`` is not given.
         learning_rate: Adam's learning rate, by default 1e-3; for the dual variant Muon's, the highest of a cycle, 4e-3.
-        image_score: for the dual variant: ``defects``, the mean of the map's highest hundredth; ``whole``, how far the
-            image as a whole is from what the local cloner makes of it; ``auto``, what training finds to fit the images.
+        image_score: for the dual variant, to be chosen before training: ``defects``, the mean of the map's highest
+            hundredth; ``whole``, how far the image as a whole is from what the local cloner makes of it; ``auto``, what
+            held-out normal images say.
         false_alarm_rate: for the dual variant: the fraction of normal images, above 0 and below 1, that exceed the
             normalised score 0.5, as told from held-out normal images.
         cache: ``float32`` or ``float16``: in training read each image once and compute the source's features of it
@@ -223,10 +224,9 @@ class KdMultiresolution(AnomalibModule):
                 source_weights=None if weights_follow else source_weights,
                 critical_points=critical_points,
                 sigma=sigma,
-                image_score=image_score,
                 seed=seed,
             )
-            self._dual = DualTraining(self.model, seed)
+            self._dual = DualTraining(self.model, seed, image_score)
             if resizes:
                 self.model.check_image_size(size)
             return

@@ -60,7 +60,8 @@ def out_of_focus(images: Tensor) -> Tensor:
     if not len(images):
         return images
     size = 2 * math.ceil(3 * FOCUS) + 1
-    blurred: Tensor = gaussian_blur2d(images.float(), (size, size), (FOCUS, FOCUS), border_type="replicate")
+    wide = images.to(torch.promote_types(images.dtype, torch.float32))
+    blurred: Tensor = gaussian_blur2d(wide, (size, size), (FOCUS, FOCUS), border_type="replicate")
     return blurred.to(images)
 
 
