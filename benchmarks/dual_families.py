@@ -29,7 +29,7 @@ from kd_multiresolution import KdMultiresolution
 from kd_multiresolution.dual import FAMILIES, DualModel, top_mean
 from kd_multiresolution.dual_cloners import resized
 from kd_multiresolution.dual_training import held_out_images
-from kd_multiresolution.post_processor import FALSE_ALARM_RATE, NormalScores
+from kd_multiresolution.post_processor import NormalScores
 from kd_multiresolution.raw_metrics import Predictions, raw_metrics
 
 COLUMNS = ("image_AUROC", "pixel_AUROC", "AUPRO")
@@ -37,16 +37,19 @@ COLUMNS = ("image_AUROC", "pixel_AUROC", "AUPRO")
 
 @torch.inference_mode()
 def read(network: DualModel, prepare: PreProcessor, batches: Iterable[Any]) -> dict[str, Tensor]:
-    """Return all images with labels, masks, and blurred maps, (N, 3 L, H, W)."""
-    pictures, maps, labels, masks = [], [], [], []
+    """Return all images with labels, masks, scores, and blurred maps, (N, 3 L, H, W)."""
+    pictures, maps, scores, labels, masks = [], [], [], [], []
     for batch in batches:
         images = network.checked_images(prepare(batch.image))
         features = network.source(images)
-        maps.append(network.blurred(network.families(features, *network.predictions(features))))
+        local, overall = network.predictions(features)
+        families = network.families(features, local, overall)
+        maps.append(network.blurred(families))
+        scores.append(network.read(families, network.as_a_whole(features, local), (1, 1)).pred_score)
         pictures.append(resized(batch.image.as_subclass(Tensor), tuple(images.shape[-2:])))
         labels.append(batch.gt_label.int())
         masks.append(batch.gt_mask.as_subclass(Tensor).bool())
-    parts = {"images": pictures, "maps": maps, "labels": labels, "masks": masks}
+    parts = {"images": pictures, "maps": maps, "scores": scores, "labels": labels, "masks": masks}
     return {name: torch.cat(part) for name, part in parts.items()}
 
 
@@ -85,16 +88,15 @@ def rows(network: DualModel, normal: dict[str, Tensor], test: dict[str, Tensor])
     return table
 
 
-def alarms(network: DualModel, normal: dict[str, Tensor], test: dict[str, Tensor]) -> str:
+def alarms(rate: float, normal: dict[str, Tensor], test: dict[str, Tensor]) -> str:
     """Return how many test images of either kind lie above the threshold that is told from normal images."""
-    weights = network.family_weight[:, None, None]
-    held_out, scores = (top_mean((part["maps"] * weights).sum(1, keepdim=True))[:, 0] for part in (normal, test))
-    threshold = NormalScores(float(held_out.mean()), float(held_out.std()), len(held_out)).bound(FALSE_ALARM_RATE)
+    held_out, scores = normal["scores"], test["scores"]
+    threshold = NormalScores(float(held_out.mean()), float(held_out.std()), len(held_out)).bound(rate)
     counts = []
     for label, kind in enumerate(("good", "defective")):
         above = scores[test["labels"] == label] > threshold
         counts.append(f"{int(above.sum())} of {len(above)} {kind}")
-    return f"Above the threshold for {FALSE_ALARM_RATE:g} false alarms: {', '.join(counts)} test images."
+    return f"Above the threshold for {rate:g} false alarms: {', '.join(counts)} test images."
 
 
 def draw(network: DualModel, normal: dict[str, Tensor], test: dict[str, Tensor], count: int, file: Path) -> None:
@@ -148,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     draw(network, normal, test, options.defects, options.output.with_suffix(".png"))
     weights = torch.unflatten(network.family_weight, 0, (-1, len(FAMILIES))).tolist()
     options.output.with_suffix(".json").write_text(json.dumps({"rows": table, "weights": weights}, indent=1))
-    text = f"{markdown(table)}\n{alarms(network, normal, test)}\n"
+    text = f"{markdown(table)}\n{alarms(model.false_alarm_rate, normal, test)}\n"
     options.output.with_suffix(".md").write_text(text)
     print(text)
 
