@@ -232,6 +232,33 @@ def test_too_few_images_are_refused(tmp_path: Path) -> None:
         engine(tmp_path).fit(model(), datamodule=data(root))
 
 
+def test_mixed_precision_compares_features_of_the_same_precision(pictures: Path, tmp_path: Path) -> None:
+    network = model(epochs=1)
+    engine(tmp_path, precision="bf16-mixed", callbacks=[Compared()]).fit(network, datamodule=data(pictures))
+
+
+class Compared(Callback):
+    """What was kept of the held-out images is what the source makes of them in a training step's precision."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: KdMultiresolution) -> None:
+        dual = pl_module._dual
+        images = torch.cat(
+            [
+                batch.image[[i for i, path in enumerate(batch.image_path) if path in dual.held_out]]
+                for batch in pl_module._training_batches()
+            ]
+        )
+        for context, close in (
+            (torch.autocast("cpu", torch.bfloat16), True),
+            (torch.autocast("cpu", enabled=False), False),
+        ):
+            with torch.no_grad(), context:
+                features = pl_module.model.source(pl_module.model.checked_images(images))
+            for ours, kept in zip(features, dual._normal, strict=True):
+                assert kept.dtype == torch.float32
+                assert ours.float().sum().isclose(kept.sum(), rtol=1e-5) == close
+
+
 def test_held_out_images() -> None:
     paths = [f"{i}.png" for i in range(80)]
     chosen = held_out_images(paths, seed=0)

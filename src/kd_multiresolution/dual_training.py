@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, cast, get_args
 
 import torch
@@ -130,6 +131,7 @@ class DualTraining:
         reduce: Reduce,
         *,
         resumed: bool,
+        precision: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Choose the held-out images, keep their features, and standardise by the others' unless that was done before.
 
@@ -140,6 +142,7 @@ class DualTraining:
             batches: paths, images and source features of this process's training images.
             reduce: sums over all processes.
             resumed: whether this training goes on with another.
+            precision: in which the features of the batches were computed.
 
         Raises:
             ValueError: if there are fewer than four images.
@@ -162,19 +165,19 @@ class DualTraining:
         self.image_size = (held_out.shape[-2], held_out.shape[-1])
         generator = torch.Generator().manual_seed(self.seed)
         copies = max(PAINTED // len(self.held_out), 1)  # however many of them this process has
-        self._defective = self._features(torch.cat([painted(held_out, generator) for _ in range(copies)]))
-        self._blurred = self._features(out_of_focus(held_out))
+        self._defective = self._features(torch.cat([painted(held_out, generator) for _ in range(copies)]), precision)
+        self._blurred = self._features(out_of_focus(held_out), precision)
         if not resumed:
             moments.standardize(self.model, reduce)
 
-    def _features(self, images: Tensor) -> list[Tensor]:
+    def _features(self, images: Tensor, precision: Callable[[], AbstractContextManager[None]]) -> list[Tensor]:
         """Return the source's features of the images."""
-        with torch.no_grad():
+        with torch.no_grad(), precision():
             features = [
                 self.model.source(chunk.contiguous(memory_format=torch.channels_last))
                 for chunk in torch.split(images, CHUNK)
             ]
-        return [torch.cat(level) for level in zip(*features, strict=True)]
+        return [torch.cat(level).to(images.dtype) for level in zip(*features, strict=True)]
 
     def losses(self, features: Sequence[Tensor], paths: Sequence[str] | None) -> dict[str, Tensor]:
         """Return the loss of either cloner over those images of a batch that are not held out.

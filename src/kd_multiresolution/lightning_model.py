@@ -507,16 +507,20 @@ class KdMultiresolution(AnomalibModule):
         else:
             msg = f"variant='dual' holds out training images by their paths: use anomalib's data, not {dataset}."
             raise TypeError(msg)
-        dual.start(paths, self._training_features(), self._sum_over_processes, resumed=self._first_epoch > 0)
+        dual.start(
+            paths, self._training_features(), self._sum_over_processes, resumed=self._first_epoch > 0,
+            precision=self.trainer.precision_plugin.train_step_context,
+        )  # fmt: skip
 
     def _training_features(self) -> Iterator[tuple[Sequence[str], Tensor, list[Tensor]]]:
         """Yield paths, images and source features of all training batches."""
         for batch in self._training_batches():
             images = self.model.checked_images(batch.image)
             paths = cast("list[str]", batch.image_path)
-            with torch.no_grad():
+            # As in a training step, which compares them with its own.
+            with torch.no_grad(), self.trainer.precision_plugin.train_step_context():
                 features = self.training_cache.source_features(self.model.source, batch, images)
-            yield paths, images, features
+            yield paths, images, [level.to(images.dtype) for level in features]
 
     def _training_batches(self) -> Iterator[Any]:
         """Yield the batches of the training images, as a training step gets them."""
