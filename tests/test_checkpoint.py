@@ -146,9 +146,7 @@ def test_what_does_not_decide_shapes_may_differ(
     assert KdMultiresolution.load_from_checkpoint(changed(None)), "of a version that wrote no entry"
 
 
-def test_what_a_dual_training_found_stays(
-    checkpoints: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_a_dual_training_found_stays(checkpoints: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
     same = KdMultiresolution.load_from_checkpoint(checkpoints["dual"])
     assert not caplog.messages
     other = KdMultiresolution.load_from_checkpoint(checkpoints["dual"], image_score="whole", false_alarm_rate=0.3)

@@ -86,8 +86,6 @@ def warn_of_other_images(checkpoint: Mapping[str, Any], model: AnomalibModule) -
 def warn_of_other_scores(checkpoint: Mapping[str, Any], model: AnomalibModule) -> None:
     """Say in the log if a model's scores or maps are not those that a checkpoint's thresholds were fitted to.
 
-    And which arguments of a model give way to what was found in a checkpoint's training.
-
     Args:
         checkpoint: what was read.
         model: the Lightning module, with a post-processor.
@@ -103,7 +101,17 @@ def warn_of_other_scores(checkpoint: Mapping[str, Any], model: AnomalibModule) -
             *(", ".join(f"{name}={scoring[name]!r}" for name in differing) for scoring in (theirs, ours)),
             "trained anew" if trained else "validated anew (anomalib validate, Engine.validate)",
         )
+
+
+def warn_of_other_calibration(checkpoint: Mapping[str, Any], model: AnomalibModule) -> None:
+    """Say in the log which arguments of a model give way to what was found in a checkpoint's training.
+
+    Args:
+        checkpoint: what was read.
+        model: the Lightning module.
+    """
     ours, theirs = _calibration(model), (checkpoint.get(KEY) or {}).get("calibration", {})
+    # An argument that was not given asks for nothing.
     unheeded = [name for name in theirs if ours[name] not in (CALIBRATION[name], theirs[name])]
     if unheeded:
         logger.warning(

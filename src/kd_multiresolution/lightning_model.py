@@ -26,8 +26,20 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
 
 from kd_multiresolution.arguments import check_seed, check_types
 from kd_multiresolution.attribution import CHUNK_SIZE
-from kd_multiresolution.checkpoint import KEY as CHECKPOINT_KEY
-from kd_multiresolution.checkpoint import check_checkpoint, describe, warn_of_other_images, warn_of_other_scores
+from kd_multiresolution.checkpoint import (
+    check_checkpoint,
+    describe,
+    warn_of_other_calibration,
+    warn_of_other_images,
+    warn_of_other_scores,
+)
+from kd_multiresolution.checkpoint import (
+    check_checkpoint,
+    describe,
+    warn_of_other_calibration,
+    warn_of_other_images,
+    warn_of_other_scores,
+)
 from kd_multiresolution.convergence import ConvergenceStopping
 from kd_multiresolution.discrepancy import discrepancy_terms, weighted_sum
 from kd_multiresolution.dual import DualModel
@@ -348,6 +360,7 @@ class KdMultiresolution(AnomalibModule):
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self._first_epoch = checkpoint["epoch"] + 1
             return
+        warn_of_other_calibration(checkpoint, self)
         if self.post_processor is not None:
             warn_of_other_scores(checkpoint, self)
         if checkpoint.get("epoch", self._trained_epochs) + 1 < self._trained_epochs:
