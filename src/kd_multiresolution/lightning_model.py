@@ -26,13 +26,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
 
 from kd_multiresolution.arguments import check_seed, check_types
 from kd_multiresolution.attribution import CHUNK_SIZE
-from kd_multiresolution.checkpoint import (
-    check_checkpoint,
-    describe,
-    warn_of_other_calibration,
-    warn_of_other_images,
-    warn_of_other_scores,
-)
+from kd_multiresolution.checkpoint import KEY as CHECKPOINT_KEY
 from kd_multiresolution.checkpoint import (
     check_checkpoint,
     describe,
