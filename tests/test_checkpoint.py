@@ -17,7 +17,7 @@ from anomalib.models import Padim
 from torchvision.utils import save_image
 
 from kd_multiresolution import KdMultiresolution, __version__
-from kd_multiresolution.checkpoint import ARGUMENTS, DUAL_FORMAT, FORMAT, KEY
+from kd_multiresolution.checkpoint import ARGUMENTS, FORMATS, KEY, OLDEST_DUAL_FORMAT
 from kd_multiresolution.source import Source
 
 SETTINGS: dict[str, Any] = {"source": "light_vgg", "image_size": 32, "epochs": 1, "visualizer": False}
@@ -78,7 +78,7 @@ def changed(checkpoints: dict[str, Path], tmp_path: Path) -> Callable[..., Path]
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_checkpoint_says_what_the_model_was_built_with(variant: str, checkpoints: dict[str, Path]) -> None:
     entry = torch.load(checkpoints[variant], weights_only=True)[KEY]
-    assert (entry["format"], entry["version"]) == (FORMAT, __version__)
+    assert (entry["format"], entry["version"]) == (FORMATS[variant], __version__)
     points = {"paper": ["pool2", "pool3", "pool4", "pool5"], "dual": ["pool2", "pool3", "pool4"]}[variant]
     assert entry["built"]["critical_points"] == points
     assert entry["built"].keys() == {*ARGUMENTS, "critical_points"}
@@ -112,12 +112,12 @@ def test_another_models_checkpoint_is_refused(
 
 def test_a_newer_versions_checkpoint_is_refused(changed: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match=f"written by kd_multiresolution 9.1; {__version__} cannot read it"):
-        KdMultiresolution.load_from_checkpoint(changed({"format": FORMAT + 1, "version": "9.1"}))
+        KdMultiresolution.load_from_checkpoint(changed({"format": FORMATS["paper"] + 1, "version": "9.1"}))
 
 
 def test_a_dual_checkpoint_of_other_layers_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     checkpoint = torch.load(checkpoints["dual"], weights_only=True)
-    checkpoint[KEY]["format"] = DUAL_FORMAT - 1
+    checkpoint[KEY]["format"] = OLDEST_DUAL_FORMAT - 1
     torch.save(checkpoint, tmp_path / "old.ckpt")
     with pytest.raises(ValueError, match=r"earlier state .* train it again"):
         KdMultiresolution.load_from_checkpoint(tmp_path / "old.ckpt")

@@ -16,11 +16,11 @@ from kd_multiresolution import __version__
 from kd_multiresolution.post_processor import FALSE_ALARM_RATE, FalseAlarmPostProcessor
 
 KEY = "kd_multiresolution"
-FORMAT = 3
-"""To be raised with every change after which older versions cannot read new checkpoints."""
+FORMATS = {"paper": 3, "dual": 4}
+"""Of each variant's checkpoints; to be raised with every change after which older versions cannot read new ones."""
 
-DUAL_FORMAT = 3
-"""The oldest that the dual variant can still read; its cloners had other layers before."""
+OLDEST_DUAL_FORMAT = 4
+"""The oldest that the dual variant can still read; it had other layers and maps before."""
 
 ARGUMENTS = ("source", "variant", "cloner", "cloner_bias", "cloner_batch_norm")  # what decides the tensors' shapes
 # What decides the scores and maps that thresholds were fitted to.
@@ -40,7 +40,7 @@ def describe(model: AnomalibModule, critical_points: tuple[str, ...]) -> dict[st
     """
     built = {name: model.hparams[name] for name in ARGUMENTS}
     return {
-        "format": FORMAT,
+        "format": FORMATS[built["variant"]],
         "version": __version__,
         "built": {**built, "critical_points": list(critical_points)},
         "scoring": _scoring(model),
@@ -139,17 +139,17 @@ def check_checkpoint(checkpoint: Mapping[str, Any], model: AnomalibModule, criti
             msg = "This is not a checkpoint of KdMultiresolution: it holds no source."
             raise ValueError(msg)
         return
-    if theirs["format"] > FORMAT:
+    if theirs["format"] > FORMATS.get(theirs["built"]["variant"], 0):
         msg = (
             f"This checkpoint was written by kd_multiresolution {theirs['version']}; {__version__} cannot read it. "
             "Install that version, or a newer one."
         )
         raise ValueError(msg)
     ours = describe(model, critical_points)["built"]
-    if theirs["built"]["variant"] == "dual" and theirs["format"] < DUAL_FORMAT:
+    if theirs["built"]["variant"] == "dual" and theirs["format"] < OLDEST_DUAL_FORMAT:
         msg = (
             f"This checkpoint of variant='dual' was written by an earlier state of kd_multiresolution "
-            f"{theirs['version']}, whose cloners had other layers: train it again, or go on with that state."
+            f"{theirs['version']}, whose layers and maps were others: train it again, or go on with that state."
         )
         raise ValueError(msg)
     differing = [name for name in ours if ours[name] != theirs["built"][name]]

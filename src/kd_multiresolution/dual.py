@@ -1,4 +1,4 @@
-"""The dual variant: a local and a global cloner of one source, and three readings of where they disagree.
+"""The dual variant: a local and a global cloner of one source, and three families of maps of where they disagree.
 
 Not the paper's (arXiv 2011.11108): it keeps the frozen source, its critical points, and the discrepancy's two terms.
 The second cloner and its disagreement with the first follow EfficientAD (arXiv 2303.14535). See ``docs/method.md``.
@@ -6,7 +6,8 @@ The second cloner and its disagreement with the first follow EfficientAD (arXiv 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,8 +27,9 @@ from kd_multiresolution.torch_model import check_image_size, checked_images
 SMALLEST_SIDE = 2  # positions at the last critical point; the global cloner starts from half as many
 STRIDES = (4, 8, 16)  # of the levels compared by default; ResNet's layer1 to layer3
 FAMILIES = ("value", "direction", "disagreement")
+SCALES = 3  # of each critical point but the last, see :meth:`DualModel.scales`
 TOP_SHARE = 100  # an image's score is the mean of one in so many positions of its map, the highest
-NEIGHBOURS = 3  # positions per side, over which features are averaged before an image is judged as a whole
+NEIGHBOURS = 3  # positions per side, over which features are averaged
 
 
 class ChannelError(nn.Module):
@@ -67,7 +69,8 @@ class DualModel(nn.Module):
     - *direction*: one minus the cosine of source and local cloner, position by position;
     - *disagreement*: squared difference of the two cloners, each channel by its mean on normal images.
 
-    The map is their weighted sum. Images are judged by their *defects*, the mean of the highest hundredth of the map,
+    All critical points but the last are read at three scales: position by position, averaged to the positions of the
+    next one, and over 3 x 3 of those. The map is the weighted sum of all. Images are judged by their *defects*, the mean of the highest hundredth of the map,
     or as a *whole*, by the direction at the last critical point, averaged over the image: where whole images differ
     more than a defect could make them, as in one class against others.
 
@@ -118,7 +121,9 @@ class DualModel(nn.Module):
             self.global_cloner = GlobalCloner(levels)
         self.value = nn.ModuleList(ChannelError(level.channels) for level in levels[1:])
         self.disagreement = nn.ModuleList(ChannelError(level.channels) for level in levels[1:])
-        self.register_buffer("family_weight", torch.ones(len(FAMILIES) * len(levels[1:])))
+        # How many positions per side make one of the next critical point.
+        self.coarsenings = [after.stride // level.stride for level, after in pairwise(levels[1:])]
+        self.register_buffer("family_weight", torch.ones(len(FAMILIES) * (SCALES * len(self.coarsenings) + 1)))
         self.register_buffer("judged_as_whole", torch.tensor(False))
         # The map is blurred where it is computed, in positions of the first level: a sixteenth of the pixels.
         self.anomaly_map_generator = AnomalyMapGenerator(sigma, opening=False, stride=levels[0].stride)
@@ -138,7 +143,7 @@ class DualModel(nn.Module):
         return self.local_cloner(features, self.levels_units), self.global_cloner(features, self.levels_units)
 
     def families(self, features: Sequence[Tensor], local: Sequence[Tensor], overall: Sequence[Tensor]) -> Tensor:
-        """Return the three families of maps, level by level, at the size of the first critical point.
+        """Return the three families of maps, level by level and scale by scale, at the first critical point's size.
 
         Args:
             features: the source's, (N, C_i, H_i, W_i) per critical point.
@@ -146,15 +151,33 @@ class DualModel(nn.Module):
             overall: what the global cloner does.
 
         Returns:
-            (N, 3 L, H_1, W_1), >= 0, L being the number of critical points but the first.
+            (N, 3 S, H_1, W_1), >= 0, S being the number of scales of all levels together.
         """
         size = features[0].shape[-2:]
         maps = []
-        levels = zip(features[1:], local, overall, self.value, self.disagreement, strict=True)
-        for source, near, far, value, disagreement in levels:
-            level = (value(source - near), local_direction(source, near), disagreement(near - far))
-            maps.append(resized(torch.cat(level, 1), size))
+        levels = zip(features[1:], local, overall, self.value, self.disagreement, [*self.coarsenings, None], strict=True)
+        for *level, value, disagreement, coarsening in levels:
+            for source, near, far in self.scales(level, coarsening):
+                families = (value(source - near), local_direction(source, near), disagreement(near - far))
+                maps.append(resized(torch.cat(families, 1), size))
         return torch.cat(maps, 1)
+
+    @staticmethod
+    def scales(level: list[Tensor], coarsening: int | None) -> Iterator[list[Tensor]]:
+        """Yield features as they are, averaged to the positions of the next critical point, and over 3 x 3 of those.
+
+        What a cloner fails to predict of a normal image is noise that averages out; what a defect changes is not.
+
+        Args:
+            level: the source's and both cloners', (N, C, H, W) each.
+            coarsening: positions per side that make one of the next critical point's; of the last one ``None``, whose
+                features are yielded as they are only.
+        """
+        yield level
+        if coarsening is not None:
+            coarse = [F.avg_pool2d(features, coarsening) for features in level]
+            yield coarse
+            yield [neighbourhood_mean(features) for features in coarse]
 
     def blurred(self, families: Tensor) -> Tensor:
         """Return each map of (N, K, H, W) blurred on its own."""
@@ -162,7 +185,7 @@ class DualModel(nn.Module):
         return blurred.view_as(families)
 
     def fused(self, families: Tensor) -> Tensor:
-        """Return the weighted sum of the families, blurred: (N, 3 L, H, W) to (N, 1, H, W), >= 0."""
+        """Return the weighted sum of the families, blurred: (N, 3 S, H, W) to (N, 1, H, W), >= 0."""
         fused: Tensor = self.anomaly_map_generator(families * self.family_weight[:, None, None])
         return fused
 
