@@ -173,6 +173,25 @@ def test_map_is_zero_where_source_and_cloners_agree(model: DualModel) -> None:
     assert model.fused(families).abs().max() < 1e-4
 
 
+def test_all_levels_but_the_last_are_read_at_three_scales(model: DualModel) -> None:
+    """As they are, averaged to the next level's positions, and over 3 x 3 of those."""
+    true = (features := model.source(model.checked_images(pictures(2))))[1:]
+    near, far = ([level + torch.rand_like(level) for level in true] for _ in range(2))
+    families = model.families(features, near, far).unflatten(1, (-1, len(FAMILIES)))
+    finer = [true[0], near[0], far[0]]
+    coarse = [level.unfold(2, 2, 2).unfold(3, 2, 2).mean((-2, -1)) for level in finer]
+    scales = [finer, coarse, [mean_of_neighbours(level) for level in coarse], [true[1], near[1], far[1]]]
+    assert families.shape[1] == len(scales)
+    for scale, ((source, local, overall), index) in enumerate(zip(scales, (0, 0, 0, 1), strict=True)):
+        maps = (
+            model.value[index](source - local),
+            1 - F.cosine_similarity(source, local)[:, None],
+            model.disagreement[index](local - overall),
+        )
+        expected = F.interpolate(torch.cat(maps, 1), size=features[0].shape[-2:], mode="bilinear")
+        torch.testing.assert_close(families[:, scale], expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("changed", ["local", "global"])
 def test_families_tell_who_is_wrong(model: DualModel, changed: str) -> None:
     """Value and direction compare source and local cloner, disagreement the two cloners."""

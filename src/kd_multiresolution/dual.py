@@ -69,10 +69,10 @@ class DualModel(nn.Module):
     - *direction*: one minus the cosine of source and local cloner, position by position;
     - *disagreement*: squared difference of the two cloners, each channel by its mean on normal images.
 
-    All critical points but the last are read at three scales: position by position, averaged to the positions of the
-    next one, and over 3 x 3 of those. The map is the weighted sum of all. Images are judged by their *defects*, the mean of the highest hundredth of the map,
-    or as a *whole*, by the direction at the last critical point, averaged over the image: where whole images differ
-    more than a defect could make them, as in one class against others.
+    All of these critical points but the last are read at three scales: position by position, averaged to the positions
+    of the next one, and over 3 x 3 of those. The map is the weighted sum of all. Images are judged by their *defects*,
+    the mean of the highest hundredth of the map, or as a *whole*, by the direction at the last critical point, averaged
+    over the image: where whole images differ more than a defect could make them, as in one class against others.
 
     What "normal" means, what each family counts, and how images are judged, is set by
     :mod:`kd_multiresolution.dual_training`; all of it is kept in the state dict.
@@ -121,9 +121,10 @@ class DualModel(nn.Module):
             self.global_cloner = GlobalCloner(levels)
         self.value = nn.ModuleList(ChannelError(level.channels) for level in levels[1:])
         self.disagreement = nn.ModuleList(ChannelError(level.channels) for level in levels[1:])
-        # How many positions per side make one of the next critical point.
-        self.coarsenings = [after.stride // level.stride for level, after in pairwise(levels[1:])]
-        self.register_buffer("family_weight", torch.ones(len(FAMILIES) * (SCALES * len(self.coarsenings) + 1)))
+        # Of each predicted level: how many positions per side make one of the next level.
+        self.coarsenings = [*(after.stride // level.stride for level, after in pairwise(levels[1:])), None]
+        scales = SCALES * (len(self.coarsenings) - 1) + 1
+        self.register_buffer("family_weight", torch.ones(len(FAMILIES) * scales))
         self.register_buffer("judged_as_whole", torch.tensor(False))
         # The map is blurred where it is computed, in positions of the first level: a sixteenth of the pixels.
         self.anomaly_map_generator = AnomalyMapGenerator(sigma, opening=False, stride=levels[0].stride)
@@ -155,7 +156,7 @@ class DualModel(nn.Module):
         """
         size = features[0].shape[-2:]
         maps = []
-        levels = zip(features[1:], local, overall, self.value, self.disagreement, [*self.coarsenings, None], strict=True)
+        levels = zip(features[1:], local, overall, self.value, self.disagreement, self.coarsenings, strict=True)
         for *level, value, disagreement, coarsening in levels:
             for source, near, far in self.scales(level, coarsening):
                 families = (value(source - near), local_direction(source, near), disagreement(near - far))

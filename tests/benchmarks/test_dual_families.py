@@ -33,7 +33,7 @@ def test_every_map_has_a_row_and_is_drawn(tmp_path: Path, capsys: pytest.Capture
     assert re.search(rf"\d+ of {(labels == 0).sum()} good, \d+ of {(labels == 1).sum()} defective", text)
     stored = json.loads((tmp_path / "out.json").read_text())
     assert [row["map"] for row in stored["rows"]] == rows
-    assert len(stored["weights"]) == 2
+    assert [len(row) for row in stored["weights"]] == [len(FAMILIES)] * 4, "three scales of a level, one of the last"
     picture = Image.open(tmp_path / "out.png")
     assert picture.width == 7 * 160
     assert picture.height == 2 * 170 + 40
