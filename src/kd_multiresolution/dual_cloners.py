@@ -92,13 +92,13 @@ class LocalCloner(nn.Module):
             features: the source's, (N, C_i, H_i, W_i) per critical point.
             units: the standardisation of each.
         """
-        x = self.entry.from_level(features[0], units[0]).relu()
+        x = self.entry.from_level(features[0], units[0]).relu_()
         predicted = []
         for reduction, refinement, head, level in zip(
             self.reductions, self.refinements, _heads(self), units[1:], strict=True
         ):
-            reduced = reduction(x).relu()
-            x = refinement(reduced).relu()
+            reduced = reduction(x).relu_()
+            x = refinement(reduced).relu_()
             predicted.append(head.to_level(torch.cat([reduced, x], 1), level))
         return predicted
 
@@ -117,9 +117,9 @@ class GlobalCloner(nn.Module):
         self.entry = LevelConv(levels[-1].channels, width // 2, 1)
         self.encoder = nn.Sequential(
             nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(width, width, 3, stride=2, padding=1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         )
         self.to_code = nn.Conv2d(width, code, GRID)
         self.from_code = nn.Conv2d(code, width * GRID * GRID, 1)
@@ -143,17 +143,17 @@ class GlobalCloner(nn.Module):
             units: the standardisation of each.
         """
         height, width = features[-1].shape[-2:]
-        x = self.encoder(self.entry.from_level(features[-1], units[-1]).relu())
+        x = self.encoder(self.entry.from_level(features[-1], units[-1]).relu_())
         code = self.to_code(F.adaptive_avg_pool2d(x, GRID))
-        x = self.from_code(code).relu().flatten(1).unflatten(1, (-1, GRID, GRID))
+        x = self.from_code(code).relu_().flatten(1).unflatten(1, (-1, GRID, GRID))
         sizes = ((GRID, GRID), (height // 2, width // 2), (height, width))
         for convolution, size in zip(self.decoder, sizes, strict=True):
-            x = convolution(resized(x, size)).relu()
+            x = convolution(resized(x, size)).relu_()
         *finer_heads, last_head = _heads(self)
         predicted = [last_head.to_level(x, units[-1])]
         finer = zip(self.reductions, self.refinements, finer_heads, units[1:-1], features[1:-1], strict=True)
         for reduction, refinement, head, level, target in reversed([*finer]):
-            x = refinement(resized(reduction(x), tuple(target.shape[-2:]))).relu()
+            x = refinement(resized(reduction(x), tuple(target.shape[-2:]))).relu_()
             predicted.insert(0, head.to_level(x, level))
         return predicted
 

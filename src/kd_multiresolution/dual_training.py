@@ -14,6 +14,7 @@ from typing import Literal, cast, get_args
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -364,7 +365,7 @@ def _differ_as_a_whole(normal: Tensor, defective: Tensor, reduce: Reduce) -> boo
         found, why = False, f"{count} held-out images are too few to tell"
     else:
         found, why = gain < NOTICEABLE_GAIN, f"a painted defect raises the mean of a map by {gain:.2f} deviations"
-    logger.info("Images are judged %s: %s.", "as a whole" if found else "by their defects", why)
+    rank_zero_only(logger.info)("Images are judged %s: %s.", "as a whole" if found else "by their defects", why)
     return found
 
 
