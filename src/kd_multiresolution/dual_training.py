@@ -365,7 +365,9 @@ def _differ_as_a_whole(normal: Tensor, defective: Tensor, reduce: Reduce) -> boo
         found, why = False, f"{count} held-out images are too few to tell"
     else:
         found, why = gain < NOTICEABLE_GAIN, f"a painted defect raises the mean of a map by {gain:.2f} deviations"
-    rank_zero_only(logger.info)("Images are judged %s: %s.", "as a whole" if found else "by their defects", why)
+    rank_zero_only(logger.info)(
+        "Images are judged %s: %s.", "as a whole" if found else "by their defects", why, stacklevel=2
+    )
     return found
 
 
