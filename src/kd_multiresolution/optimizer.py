@@ -99,15 +99,21 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     largest = x.abs().amax()
     x = torch.where(largest > NOTHING, x / largest, 0.0)  # neither squares nor their sum can then leave the range
     x = x / x.norm().clamp_min(torch.finfo(x.dtype).tiny)
-    identity = torch.eye(len(x), dtype=x.dtype, device=x.device)
     # Every step multiplies by a polynomial of x xᵀ, and those commute: x itself is needed at the start and at the end.
-    gram, product = x @ x.mT, identity
-    for a, b, c in POLYNOMIALS:
-        polynomial = torch.addmm(b * gram, gram, gram, alpha=c) + a * identity
-        product = polynomial @ product
-        gram = polynomial @ gram @ polynomial
+    gram = x @ x.mT
+    first, *others = POLYNOMIALS
+    product = step = _polynomial(gram, *first)
+    for coefficients in others:
+        gram = step @ gram @ step
+        step = _polynomial(gram, *coefficients)
+        product = step @ product
     x = torch.mm(product, x)
     return x if wide else x.mT
+
+
+def _polynomial(gram: Tensor, a: float, b: float, c: float) -> Tensor:
+    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return torch.addmm(b * gram, gram, gram, alpha=c) + a * identity
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
