@@ -3,8 +3,9 @@
 python benchmarks/dual_families.py --checkpoint model.ckpt --category screw --output screw
 
 Writes ``screw.md`` and ``screw.json``, all x 100: AUROC of images, by the mean of the map's highest hundredth, and of
-pixels; AUPRO. The rules measure each family in its deviations on the held-out normal images; the last row is the
-model's own map, and below it stands how many test images are above the threshold that is told from normal ones.
+pixels; AUPRO. The rules measure each family in its deviations on the held-out normal images. The last two rows are the
+map that images are scored by, and the one that is shown; below stands how many test images are above the threshold that
+is told from normal ones.
 
 ``screw.png`` shows each of these maps on some defects, from the lowest value on held-out normal images (dark) to the
 highest on the defects shown (bright), with the outline of the mask.
@@ -37,7 +38,7 @@ COLUMNS = ("image_AUROC", "pixel_AUROC", "AUPRO")
 
 @torch.inference_mode()
 def read(network: DualModel, prepare: PreProcessor, batches: Iterable[Any]) -> dict[str, Tensor]:
-    """Return all images with labels, masks, scores, and blurred maps, (N, 3 L, H, W)."""
+    """Return all images with labels, masks, scores, and blurred maps, (N, K, H, W)."""
     pictures, maps, scores, labels, masks = [], [], [], [], []
     for batch in batches:
         images = network.checked_images(prepare(batch.image))
@@ -55,15 +56,18 @@ def read(network: DualModel, prepare: PreProcessor, batches: Iterable[Any]) -> d
 
 
 def joined(network: DualModel, normal: Tensor, maps: Tensor) -> dict[str, Tensor]:
-    """Return each reading's maps, (N, 1, H, W), by its name."""
-    levels = torch.unflatten(maps, 1, (-1, len(FAMILIES))).sum(1)
-    deviations = top_mean(torch.unflatten(normal, 1, (-1, len(FAMILIES))).sum(1))
-    standardized = (levels - deviations.mean(0)[:, None, None]) / deviations.std(0)[:, None, None]
+    """Return each reading's maps, (N, 1, H, W), by its name; only the last one has the coarser scales."""
+    families = [[i for i, of in enumerate(network.maps[: network.fine]) if of == name] for name in FAMILIES]
+    summed, of_normal = (torch.stack([part[:, i].sum(1) for i in families], 1) for part in (maps, normal))
+    deviations = top_mean(of_normal)
+    standardized = (summed - deviations.mean(0)[:, None, None]) / deviations.std(0)[:, None, None]
+    weighted = maps * network.family_weight[:, None, None]
     return {
-        **{name: levels[:, [i]] for i, name in enumerate(FAMILIES)},
+        **{name: summed[:, [i]] for i, name in enumerate(FAMILIES)},
         "sum of the three": standardized.sum(1, keepdim=True),
         "largest of the three": standardized.amax(1, keepdim=True),
-        "by painted defects": (maps * network.family_weight[:, None, None]).sum(1, keepdim=True),
+        "by painted defects": weighted[:, : network.fine].sum(1, keepdim=True),
+        "with coarser scales": weighted.sum(1, keepdim=True),
     }
 
 
@@ -149,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     normal, test = read_all(model, data)
     table = rows(network, normal, test)
     draw(network, normal, test, options.defects, options.output.with_suffix(".png"))
-    weights = torch.unflatten(network.family_weight, 0, (-1, len(FAMILIES))).tolist()
+    weights = [*zip(network.maps, network.family_weight.tolist(), strict=True)]
     options.output.with_suffix(".json").write_text(json.dumps({"rows": table, "weights": weights}, indent=1))
     text = f"{markdown(table)}\n{alarms(model.false_alarm_rate, normal, test)}\n"
     options.output.with_suffix(".md").write_text(text)

@@ -79,7 +79,7 @@ def test_scores_and_maps_do_not_depend_on_the_batch(model: DualModel, judging: b
     assert (together.anomaly_map >= 0).all()
     features = model.source(model.checked_images(images))
     local, overall = model.predictions(features)
-    expected = top_mean(model.fused(model.families(features, local, overall)))[:, 0]
+    expected = model.of_defects(model.families(features, local, overall))
     if judging:
         source, near = (mean_of_neighbours(level[-1]) for level in (features, local))
         expected = (1 - F.cosine_similarity(source, near)).mean((1, 2))
@@ -108,7 +108,7 @@ def test_the_image_score_can_be_chosen_whatever_the_images_say(count: int, seed:
     assert model.judged_as_whole == (image_score == "whole")
     features = model.source(model.checked_images(images))
     local, overall = model.predictions(features)
-    of_defects = top_mean(model.fused(model.families(features, local, overall)))[:, 0]
+    of_defects = model.of_defects(model.families(features, local, overall))
     expected = {"defects": of_defects, "whole": model.as_a_whole(features, local)}[image_score]
     torch.testing.assert_close(model(images).pred_score, expected)
 
@@ -173,23 +173,27 @@ def test_map_is_zero_where_source_and_cloners_agree(model: DualModel) -> None:
     assert model.fused(families).abs().max() < 1e-4
 
 
-def test_all_levels_but_the_last_are_read_at_three_scales(model: DualModel) -> None:
-    """As they are, averaged to the next level's positions, and over 3 x 3 of those."""
+def test_levels_are_read_position_by_position_and_all_but_the_last_at_two_coarser_scales(model: DualModel) -> None:
+    """Averaged to the next level's positions, and over 3 x 3 of those."""
     true = (features := model.source(model.checked_images(pictures(2))))[1:]
     near, far = ([level + torch.rand_like(level) for level in true] for _ in range(2))
-    families = model.families(features, near, far).unflatten(1, (-1, len(FAMILIES)))
     finer = [true[0], near[0], far[0]]
     coarse = [level.unfold(2, 2, 2).unfold(3, 2, 2).mean((-2, -1)) for level in finer]
-    scales = [finer, coarse, [mean_of_neighbours(level) for level in coarse], [true[1], near[1], far[1]]]
-    assert families.shape[1] == len(scales)
-    for scale, ((source, local, overall), index) in enumerate(zip(scales, (0, 0, 0, 1), strict=True)):
-        maps = (
-            model.value[index](source - local),
-            1 - F.cosine_similarity(source, local)[:, None],
-            model.disagreement[index](local - overall),
-        )
-        expected = F.interpolate(torch.cat(maps, 1), size=features[0].shape[-2:], mode="bilinear")
-        torch.testing.assert_close(families[:, scale], expected, rtol=1e-4, atol=1e-5)
+    coarser = [mean_of_neighbours(level) for level in coarse]
+
+    def read(level: list[torch.Tensor], index: int) -> list[torch.Tensor]:
+        source, local, overall = level
+        maps = [1 - F.cosine_similarity(source, local)[:, None], model.disagreement[index](local - overall)]
+        maps = [*(value(source - local) for value in model.value[index : index + 1]), *maps]
+        return [F.interpolate(level, size=features[0].shape[-2:], mode="bilinear") for level in maps]
+
+    expected = [*read(finer, 0), *read([true[1], near[1], far[1]], 1), *read(coarse, 0), *read(coarser, 0)]
+    families = model.families(features, near, far)
+    assert model.maps == [*FAMILIES, *FAMILIES[1:], *FAMILIES, *FAMILIES]
+    torch.testing.assert_close(families, torch.cat(expected, 1), rtol=1e-4, atol=1e-5)
+    fine = model.fused(families[:, :5])
+    torch.testing.assert_close(model.of_defects(families), top_mean(fine)[:, 0])
+    assert not model.fused(families).allclose(fine), "the map has the coarser scales as well"
 
 
 @pytest.mark.parametrize("changed", ["local", "global"])
@@ -199,14 +203,22 @@ def test_families_tell_who_is_wrong(model: DualModel, changed: str) -> None:
     true = features[1:]
     wrong = [level + torch.rand_like(level) for level in true]
     families = model.families(features, wrong if changed == "local" else true, wrong if changed == "global" else true)
-    for value, direction, disagreement in families.amax((0, 2, 3)).unflatten(0, (-1, len(FAMILIES))):
-        assert disagreement > 1e-3
-        assert (value > 1e-3) == (direction > 1e-3) == (changed == "local")
+    for name, highest in zip(model.maps, families.amax((0, 2, 3)), strict=True):
+        assert (highest > 1e-3) == (name == "disagreement" or changed == "local")
+
+
+def test_two_critical_points_leave_direction_and_disagreement() -> None:
+    model = DualModel("light_vgg", critical_points=["pool2", "pool3"]).eval()
+    assert model.maps == ["direction", "disagreement"]
+    calibrated(model, pictures(6))
+    output = model(pictures(2))
+    torch.testing.assert_close(output.pred_score, top_mean(output.anomaly_map[..., 1::4, 1::4])[:, 0], rtol=0.2, atol=0)
 
 
 def test_maps_count_by_the_cube_of_what_a_defect_raises_them() -> None:
     """Three maps, of other scales, one raised by blur; defects raise them by two, one and minus one deviation."""
-    model = DualModel("light_vgg", critical_points=["pool2", "pool3"])
+    model = DualModel("light_vgg")
+    model.family_weight = torch.ones(3)
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(20, 3, generator=generator) * torch.tensor([1.0, 10.0, 0.1])
     blurred = normal + torch.tensor([0.0, 40.0, 0.0])
@@ -222,7 +234,8 @@ def test_maps_count_by_the_cube_of_what_a_defect_raises_them() -> None:
 
 
 def test_maps_that_no_defect_raises_count_alike() -> None:
-    model = DualModel("light_vgg", critical_points=["pool2", "pool3"])
+    model = DualModel("light_vgg")
+    model.family_weight = torch.ones(3)
     normal = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     _weigh_families(model, normal, normal, normal - 1, alone)
     torch.testing.assert_close(model.family_weight * torch.cat([normal, normal]).std(0), torch.full((3,), 1 / 3))

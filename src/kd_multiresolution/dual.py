@@ -6,7 +6,7 @@ The second cloner and its disagreement with the first follow EfficientAD (arXiv 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +27,7 @@ from kd_multiresolution.torch_model import check_image_size, checked_images
 SMALLEST_SIDE = 2  # positions at the last critical point; the global cloner starts from half as many
 STRIDES = (4, 8, 16)  # of the levels compared by default; ResNet's layer1 to layer3
 FAMILIES = ("value", "direction", "disagreement")
-SCALES = 3  # of each critical point but the last, see :meth:`DualModel.scales`
+COARSER_SCALES = 2  # at which all critical points but the last are read as well
 TOP_SHARE = 100  # an image's score is the mean of one in so many positions of its map, the highest
 NEIGHBOURS = 3  # positions per side, over which features are averaged
 
@@ -65,14 +65,16 @@ class DualModel(nn.Module):
     In training mode it returns the source's activations and both predictions of them, in evaluation mode anomalib's
     ``InferenceBatch``. Three families of maps at every critical point but the first:
 
-    - *value*: squared difference of source and local cloner, each channel by its mean on normal images;
+    - *value*: squared difference of source and local cloner, each channel by its mean on normal images; not at the last
+      critical point, where it misleads on defects that the direction ranks well;
     - *direction*: one minus the cosine of source and local cloner, position by position;
     - *disagreement*: squared difference of the two cloners, each channel by its mean on normal images.
 
-    All of these critical points but the last are read at three scales: position by position, averaged to the positions
-    of the next one, and over 3 x 3 of those. The map is the weighted sum of all. Images are judged by their *defects*,
-    the mean of the highest hundredth of the map, or as a *whole*, by the direction at the last critical point, averaged
-    over the image: where whole images differ more than a defect could make them, as in one class against others.
+    All of these critical points but the last are read at two coarser scales as well: averaged to the positions of the
+    next one, and over 3 x 3 of those. The map is the weighted sum of all. Images are judged by their *defects*, the
+    mean of the highest hundredth of the sum without the coarser scales, in which small defects fade; or as a *whole*,
+    by the direction at the last critical point, averaged over the image: where whole images differ more than a defect
+    could make them, as in one class against others.
 
     What "normal" means, what each family counts, and how images are judged, is set by
     :mod:`kd_multiresolution.dual_training`; all of it is kept in the state dict.
@@ -119,12 +121,14 @@ class DualModel(nn.Module):
             torch.manual_seed(seed)
             self.local_cloner = LocalCloner(levels)
             self.global_cloner = GlobalCloner(levels)
-        self.value = nn.ModuleList(ChannelError(level.channels) for level in levels[1:])
+        self.value = nn.ModuleList(ChannelError(level.channels) for level in levels[1:-1])
         self.disagreement = nn.ModuleList(ChannelError(level.channels) for level in levels[1:])
-        # Of each predicted level: how many positions per side make one of the next level.
-        self.coarsenings = [*(after.stride // level.stride for level, after in pairwise(levels[1:])), None]
-        scales = SCALES * (len(self.coarsenings) - 1) + 1
-        self.register_buffer("family_weight", torch.ones(len(FAMILIES) * scales))
+        # Of each predicted level but the last: how many positions per side make one of the next level.
+        self.coarsenings = [after.stride // level.stride for level, after in pairwise(levels[1:])]
+        self.maps = [*FAMILIES * len(self.coarsenings), *FAMILIES[1:]]
+        self.fine = len(self.maps)  # the coarser scales' maps come after these
+        self.maps += FAMILIES * COARSER_SCALES * len(self.coarsenings)
+        self.register_buffer("family_weight", torch.ones(len(self.maps)))
         self.register_buffer("judged_as_whole", torch.tensor(False))
         # The map is blurred where it is computed, in positions of the first level: a sixteenth of the pixels.
         self.anomaly_map_generator = AnomalyMapGenerator(sigma, opening=False, stride=levels[0].stride)
@@ -144,7 +148,10 @@ class DualModel(nn.Module):
         return self.local_cloner(features, self.levels_units), self.global_cloner(features, self.levels_units)
 
     def families(self, features: Sequence[Tensor], local: Sequence[Tensor], overall: Sequence[Tensor]) -> Tensor:
-        """Return the three families of maps, level by level and scale by scale, at the first critical point's size.
+        """Return all maps at the first critical point's size, in the order of ``maps``.
+
+        Position by position, level by level; then at the coarser scales, where what a cloner fails to predict of a
+        normal image averages out, but not what a larger defect changes.
 
         Args:
             features: the source's, (N, C_i, H_i, W_i) per critical point.
@@ -152,33 +159,23 @@ class DualModel(nn.Module):
             overall: what the global cloner does.
 
         Returns:
-            (N, 3 S, H_1, W_1), >= 0, S being the number of scales of all levels together.
+            (N, K, H_1, W_1), >= 0, K being the number of maps.
         """
-        size = features[0].shape[-2:]
-        maps = []
-        levels = zip(features[1:], local, overall, self.value, self.disagreement, self.coarsenings, strict=True)
-        for *level, value, disagreement, coarsening in levels:
-            for source, near, far in self.scales(level, coarsening):
-                families = (value(source - near), local_direction(source, near), disagreement(near - far))
-                maps.append(resized(torch.cat(families, 1), size))
-        return torch.cat(maps, 1)
+        *finer, last = zip(features[1:], local, overall, strict=True)
+        readings = [*zip(self.value, self.disagreement[:-1], strict=True)]
+        maps = [self._three(level, *reading) for level, reading in zip(finer, readings, strict=True)]
+        source, near, far = last
+        maps.append(torch.cat((local_direction(source, near), self.disagreement[-1](near - far)), 1))
+        for level, reading, coarsening in zip(finer, readings, self.coarsenings, strict=True):
+            coarse = [F.avg_pool2d(part, coarsening) for part in level]
+            coarser = [neighbourhood_mean(part) for part in coarse]
+            maps += [self._three(coarse, *reading), self._three(coarser, *reading)]
+        return torch.cat([resized(level, features[0].shape[-2:]) for level in maps], 1)
 
     @staticmethod
-    def scales(level: list[Tensor], coarsening: int | None) -> Iterator[list[Tensor]]:
-        """Yield features as they are, averaged to the positions of the next critical point, and over 3 x 3 of those.
-
-        What a cloner fails to predict of a normal image is noise that averages out; what a defect changes is not.
-
-        Args:
-            level: the source's and both cloners', (N, C, H, W) each.
-            coarsening: positions per side that make one of the next critical point's; of the last one ``None``, whose
-                features are yielded as they are only.
-        """
-        yield level
-        if coarsening is not None:
-            coarse = [F.avg_pool2d(features, coarsening) for features in level]
-            yield coarse
-            yield [neighbourhood_mean(features) for features in coarse]
+    def _three(level: Sequence[Tensor], value: nn.Module, disagreement: nn.Module) -> Tensor:
+        source, near, far = level
+        return torch.cat((value(source - near), local_direction(source, near), disagreement(near - far)), 1)
 
     def blurred(self, families: Tensor) -> Tensor:
         """Return each map of (N, K, H, W) blurred on its own."""
@@ -186,9 +183,14 @@ class DualModel(nn.Module):
         return blurred.view_as(families)
 
     def fused(self, families: Tensor) -> Tensor:
-        """Return the weighted sum of the families, blurred: (N, 3 S, H, W) to (N, 1, H, W), >= 0."""
-        fused: Tensor = self.anomaly_map_generator(families * self.family_weight[:, None, None])
+        """Return the weighted sum of all maps, or of the first ones, blurred: (N, K, H, W) to (N, 1, H, W), >= 0."""
+        weighted = families * self.family_weight[: families.shape[1], None, None]
+        fused: Tensor = self.anomaly_map_generator(weighted)
         return fused
+
+    def of_defects(self, families: Tensor) -> Tensor:
+        """Return the mean of the highest hundredth of the map without the coarser scales: (N, K, H, W) to (N,)."""
+        return top_mean(self.fused(families[:, : self.fine]))[:, 0]
 
     def as_a_whole(self, features: Sequence[Tensor], local: Sequence[Tensor]) -> Tensor:
         """Return how far images are as a whole from what the local cloner makes of them: (N,), from 0 to 2.
@@ -209,9 +211,8 @@ class DualModel(nn.Module):
             whole: the scores of :meth:`as_a_whole`.
             image_size: of the map, height and width in pixels.
         """
-        maps = self.fused(families)
-        scores = torch.where(self.judged_as_whole, whole, top_mean(maps)[:, 0])
-        return InferenceBatch(pred_score=scores, anomaly_map=resized(maps, image_size))
+        scores = torch.where(self.judged_as_whole, whole, self.of_defects(families))
+        return InferenceBatch(pred_score=scores, anomaly_map=resized(self.fused(families), image_size))
 
     def forward(self, images: Tensor) -> InferenceBatch | tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return the activations in training mode, scores and maps in evaluation mode.
@@ -222,7 +223,7 @@ class DualModel(nn.Module):
         Returns:
             In training mode the source's activations at all critical points but the first, the local and the global
             cloner's; in evaluation mode an ``InferenceBatch``: ``anomaly_map`` (N, 1, H, W), >= 0, and ``pred_score``
-            (N,), the mean of its highest hundredth, unbounded, or :meth:`as_a_whole`.
+            (N,), unbounded, :meth:`of_defects` or :meth:`as_a_whole`.
 
         Raises:
             ValueError: if the images have another shape.

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import zip_longest
 from typing import Literal, cast, get_args
 
 import torch
@@ -373,9 +374,9 @@ def _differ_as_a_whole(normal: Tensor, defective: Tensor, reduce: Reduce) -> boo
 
 def _weigh_channels(model: DualModel, predicted: Sequence[Predicted], reduce: Reduce) -> None:
     """Set the mean squared difference of each channel."""
-    for level, errors in enumerate(zip(model.value, model.disagreement, strict=True)):
-        value, disagreement = cast("tuple[ChannelError, ChannelError]", errors)
-        channels = value.root_mean_square
+    errors = zip_longest(model.value, model.disagreement)  # the last level has no value
+    for level, (value, disagreement) in enumerate(cast("Iterable[tuple[ChannelError | None, ChannelError]]", errors)):
+        channels = disagreement.root_mean_square
         sums = channels.new_zeros(3, len(channels), dtype=torch.float64)
         for chunk, local, overall in predicted:
             source = chunk[level + 1]
@@ -383,8 +384,9 @@ def _weigh_channels(model: DualModel, predicted: Sequence[Predicted], reduce: Re
             sums[1] += (source - local[level]).double().square().sum((0, 2, 3))
             sums[2] += (local[level] - overall[level]).double().square().sum((0, 2, 3))
         count, values, disagreements = reduce(sums)
-        value.set(values / count)
         disagreement.set(disagreements / count)
+        if value is not None:
+            value.set(values / count)
 
 
 def mean_and_deviation(rows: Tensor, reduce: Reduce) -> tuple[Tensor, Tensor, int]:

@@ -28,14 +28,14 @@ def test_every_map_has_a_row_and_is_drawn(tmp_path: Path, capsys: pytest.Capture
     text = (tmp_path / "out.md").read_text()
     assert text in capsys.readouterr().out
     rows = re.findall(r"^\| ([a-z ]+) \| [\d.]+ \| [\d.]+ \| [\d.]+ \|$", text, re.MULTILINE)
-    assert rows == [*FAMILIES, "sum of the three", "largest of the three", "by painted defects"]
+    assert rows == [*FAMILIES, "sum of the three", "largest of the three", "by painted defects", "with coarser scales"]
     labels = data.test_data.samples.label_index
     assert re.search(rf"\d+ of {(labels == 0).sum()} good, \d+ of {(labels == 1).sum()} defective", text)
     stored = json.loads((tmp_path / "out.json").read_text())
     assert [row["map"] for row in stored["rows"]] == rows
-    assert [len(row) for row in stored["weights"]] == [len(FAMILIES)] * 4, "three scales of a level, one of the last"
+    assert [name for name, _ in stored["weights"]] == [*FAMILIES, *FAMILIES[1:], *FAMILIES, *FAMILIES]
     picture = Image.open(tmp_path / "out.png")
-    assert picture.width == 7 * 160
+    assert picture.width == 8 * 160
     assert picture.height == 2 * 170 + 40
 
 
