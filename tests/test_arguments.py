@@ -73,7 +73,7 @@ PAPER: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {
 DUAL: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {
     "critical_points": ([], [(["pool3"], "expected two")]),
     "image_score": ([None, 1], [("x", "auto, defects, whole")]),
-    "false_alarm_rate": (["x", None], [(v, "above 0 and below 1") for v in (0, 1, -1, NAN, INF)]),
+    "false_alarm_rate": (["x", None], [(v, "above 0 and below 0.5") for v in (0, 0.5, 1, -1, NAN, INF)]),
 }
 Row = tuple[str, str, Any, type[Exception], str]
 

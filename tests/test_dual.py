@@ -18,9 +18,11 @@ from kd_multiresolution.dual_training import (
     ChannelMoments,
     DualTraining,
     ImageScore,
+    _differ_as_a_whole,
     _weigh_families,
     calibrate,
     dual_losses,
+    gains,
 )
 from kd_multiresolution.painted_defects import out_of_focus, painted
 
@@ -136,7 +138,8 @@ def test_training_looks_at_its_held_out_images_out_of_focus_and_with_defects() -
     assert len(held_out) == 4
     generator = torch.Generator().manual_seed(0)
     copies = [painted(images[held_out], generator) for _ in range(PAINTED // len(held_out))]
-    training.calibrate(alone)
+    assert training.calibrate(4, alone) is not None
+    assert training.calibrate(4, alone) is None, "nothing has changed since"
     weight = model.family_weight.clone()
     calibrate(
         model, [level[held_out] for level in features], blurred=model.source(out_of_focus(images[held_out])),
@@ -151,7 +154,7 @@ def test_training_looks_at_its_held_out_images_out_of_focus_and_with_defects() -
     rest = [i for i in range(len(paths)) if i not in held_out]
     batch = ([paths[i] for i in rest], images[rest], [level[rest] for level in features])
     training.start(paths, [batch], alone, resumed=False)
-    scores, _ = training.calibrate(lambda tensor: tensor + 2)
+    scores, _ = training.calibrate(5, lambda tensor: tensor + 2)
     assert scores.count == 2
 
 
@@ -173,13 +176,18 @@ def test_map_is_zero_where_source_and_cloners_agree(model: DualModel) -> None:
     assert model.fused(families).abs().max() < 1e-4
 
 
-def test_levels_are_read_position_by_position_and_all_but_the_last_at_two_coarser_scales(model: DualModel) -> None:
+@pytest.mark.parametrize(("points", "ratio"), [(("pool2", "pool3", "pool4"), 2), (("pool1", "pool3", "pool5"), 4)])
+def test_levels_are_read_position_by_position_and_all_but_the_last_at_two_coarser_scales(
+    points: tuple[str, ...], ratio: int
+) -> None:
     """Averaged to the next level's positions, and over 3 x 3 of those."""
+    model = calibrated(DualModel("light_vgg", critical_points=points), pictures(6))
     true = (features := model.source(model.checked_images(pictures(2))))[1:]
     near, far = ([level + torch.rand_like(level) for level in true] for _ in range(2))
     finer = [true[0], near[0], far[0]]
-    coarse = [level.unfold(2, 2, 2).unfold(3, 2, 2).mean((-2, -1)) for level in finer]
+    coarse = [level.unfold(2, ratio, ratio).unfold(3, ratio, ratio).mean((-2, -1)) for level in finer]
     coarser = [mean_of_neighbours(level) for level in coarse]
+    assert coarse[0].shape[2:] == true[1].shape[2:]
 
     def read(level: list[torch.Tensor], index: int) -> list[torch.Tensor]:
         source, local, overall = level
@@ -191,9 +199,24 @@ def test_levels_are_read_position_by_position_and_all_but_the_last_at_two_coarse
     families = model.families(features, near, far)
     assert model.maps == [*FAMILIES, *FAMILIES[1:], *FAMILIES, *FAMILIES]
     torch.testing.assert_close(families, torch.cat(expected, 1), rtol=1e-4, atol=1e-5)
+    model.family_weight.fill_(1)
     fine = model.fused(families[:, :5])
     torch.testing.assert_close(model.of_defects(families), top_mean(fine)[:, 0])
     assert not model.fused(families).allclose(fine), "the map has the coarser scales as well"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_takes_nothing_from_maps_and_scores(model: DualModel, dtype: torch.dtype) -> None:
+    """Errors far beyond what half precision can square, and cosines that it takes for one."""
+    features = [400 * level for level in model.source(model.checked_images(pictures(2)))]
+    near, far = ([1.001 * level + 1 for level in features[1:]] for _ in range(2))
+    far = [level + torch.rand_like(level) for level in far]
+    expected = model.families(features, near, far), model.as_a_whole(features, near)
+    with torch.autocast("cpu", dtype):
+        found = model.families(features, near, far), model.as_a_whole(features, near)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == torch.float32
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("changed", ["local", "global"])
@@ -241,6 +264,51 @@ def test_maps_that_no_defect_raises_count_alike() -> None:
     torch.testing.assert_close(model.family_weight * torch.cat([normal, normal]).std(0), torch.full((3,), 1 / 3))
 
 
+def test_gains_are_those_of_all_processes_and_no_defect_counts_more_than_five_deviations() -> None:
+    """One process's images are never raised, another's by two deviations; one map is constant."""
+    normal = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    normal[:, 2] = 1
+    deviation = normal.std(0)
+    none, two = torch.zeros(8, 3), torch.tensor([2.0, -9.0, 0.0]) * deviation
+    others = [torch.cat([part.sum(0), torch.tensor([8.0])]) for part in (none, torch.tensor([2.0, -5, 0]).expand(8, 3))]
+    both = sum(others[1:], others[0])
+
+    def reduce(tensor: torch.Tensor) -> torch.Tensor:
+        """Sum of two processes: the moments of equal rows are twice one's, the gains those above."""
+        return both.to(tensor) if tensor.shape == both.shape else 2 * tensor
+
+    found, unit = gains(normal, normal + two, normal, reduce)
+    torch.testing.assert_close(found, torch.tensor([1.0, -2.5, 0.0], dtype=torch.float64))
+    alone_found, _ = gains(normal, normal + two, normal, alone)
+    torch.testing.assert_close(alone_found, torch.tensor([2.0, -5.0, 0.0], dtype=torch.float64))
+    assert (unit > 0).all()
+
+
+@pytest.mark.parametrize(("raised", "as_whole"), [(0.5, True), (0.7, False)])
+def test_one_map_whose_mean_a_defect_raises_is_enough_to_judge_by_defects(raised: float, as_whole: bool) -> None:
+    normal = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    deviation = torch.cat([normal, normal]).double().std(0)
+
+    def reduce(tensor: torch.Tensor) -> torch.Tensor:
+        """Sum of two processes with the same images."""
+        return 2 * tensor
+
+    defective = normal.double()
+    defective[:, 3] += raised * deviation[3]
+    assert _differ_as_a_whole(normal, defective, reduce) == as_whole
+    assert not _differ_as_a_whole(normal, defective, alone), "four images are too few to tell"
+
+
+def test_maps_are_weighed_by_their_blurred_tops_and_images_by_the_means_of_maps(model: DualModel) -> None:
+    images = model.checked_images(pictures(6))
+    kinds = [images, out_of_focus(images), painted(images, torch.Generator().manual_seed(0))]
+    families = [model.families(features, *model.predictions(features)) for features in map(model.source, kinds)]
+    normal, blurred, defective = (top_mean(model.blurred(maps)) for maps in families)
+    gain, deviation = gains(normal, defective, torch.cat([normal, blurred]), alone)
+    share = gain.clamp_min(0) ** 3
+    torch.testing.assert_close(model.family_weight.double(), share / share.sum() / deviation, rtol=1e-3, atol=1e-5)
+
+
 def test_a_process_without_held_out_images_takes_the_others_statistics() -> None:
     model = DualModel("light_vgg")
     nothing = model.source(model.checked_images(pictures(0)))
@@ -280,11 +348,11 @@ def test_channel_error_is_one_on_normal_images() -> None:
 
 
 def test_channels_count_alike_in_half_precision() -> None:
-    """Errors of a ten-thousandth, whose squares float16 does not have."""
+    """Errors of a ten-thousandth, whose squares float16 does not have; features come in float32 all the same."""
     error = ChannelError(2).half()
     difference = torch.tensor([1e-4, 1e-3])[:, None, None].expand(1, 2, 4, 4)
     error.set(difference.square().mean((0, 2, 3)))
-    torch.testing.assert_close(error(difference.half()), torch.ones(1, 1, 4, 4), rtol=2e-3, atol=0)
+    torch.testing.assert_close(error(difference.half().float()), torch.ones(1, 1, 4, 4), rtol=2e-3, atol=0)
 
 
 def test_folded_standardisation_equals_the_plain_one() -> None:

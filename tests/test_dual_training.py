@@ -13,6 +13,7 @@ from anomalib.data import Folder
 from anomalib.engine import Engine
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from torchvision.utils import save_image
 
 from kd_multiresolution import KdMultiresolution
@@ -124,12 +125,64 @@ def test_resumed_training_equals_uninterrupted_training(pictures: Path, tmp_path
     torch.manual_seed(9)
     resumed = model()
     engine(tmp_path / "second").fit(resumed, datamodule=data(pictures), ckpt_path=tmp_path / "epoch=1.ckpt")
+    for epoch in range(4):
+        saved = torch.load(tmp_path / f"epoch={epoch}.ckpt", weights_only=True)["state_dict"]
+        assert saved["post_processor._image_threshold"].isfinite(), "every checkpoint knows what is normal"
+        assert not saved["model.family_weight"].eq(1).all()
     expected = whole.state_dict()
     for name, value in resumed.state_dict().items():
         if isinstance(value, torch.Tensor) and not name.startswith("evaluator"):
             told = f"{name}: {value} instead of {expected[name]}"
             # Gradients differ in their last digits, by 2e-8; orthogonalised steps make more of it.
             torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4, equal_nan=True, msg=told)
+
+
+@pytest.fixture(scope="module")
+def interrupted(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the checkpoint after the first of two epochs."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    checkpoints = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, every_n_epochs=1, save_on_train_epoch_end=True)
+    engine(folder, callbacks=[checkpoints]).fit(model(epochs=2), datamodule=data(pictures))
+    return folder / "epoch=0.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "batch_size", "message"),
+    [
+        ({"epochs": 3}, 5, "steps=12: the training that is resumed began with 8"),
+        ({"epochs": 2}, 3, "steps=12: the training that is resumed began with 8"),
+        ({"epochs": 2, "learning_rate": 1e-3}, 5, "learning_rate=0.001: .* began with 0.004"),
+        ({"epochs": 2, "seed": 1}, 5, "held out other images than seed=1 chooses"),
+    ],
+)
+def test_a_training_of_another_length_rate_or_seed_is_not_resumed(
+    interrupted: Path, pictures: Path, tmp_path: Path, arguments: dict[str, Any], batch_size: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        engine(tmp_path).fit(model(**arguments), datamodule=data(pictures, batch_size), ckpt_path=interrupted)
+
+
+def test_a_training_that_ends_early_is_calibrated_and_warns(
+    pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stopping = EarlyStopping("train_loss", min_delta=1e9, patience=1, check_on_train_epoch_end=True)
+    network = model(epochs=4)
+    engine(tmp_path, callbacks=[stopping]).fit(network, datamodule=data(pictures))
+    assert network.post_processor.image_threshold.isfinite()
+    assert any("ended after 8 of 16 steps" in message for message in caplog.messages)
+    caplog.clear()
+    engine(tmp_path).fit(model(epochs=1), datamodule=data(pictures))
+    assert not any("has ended after" in message for message in caplog.messages)
+
+
+def test_an_untrained_model_says_that_it_has_no_threshold(
+    trained: tuple[KdMultiresolution, Engine], pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine(tmp_path).predict(model(), data_path=pictures / "defect")
+    assert any("No threshold is known" in message for message in caplog.messages)
+    caplog.clear()
+    engine(tmp_path).predict(trained[0], data_path=pictures / "defect")
+    assert not any("No threshold is known" in message for message in caplog.messages)
 
 
 def test_checkpoint_keeps_all_statistics(
@@ -311,7 +364,9 @@ def test_threshold_is_one_half_and_the_mean_normal_image_a_quarter() -> None:
         ({"score_points": ["pool4"]}, "score_points="),
         ({"percentile_scale": True}, "percentile_scale=True"),
         ({"variant": "paper", "false_alarm_rate": 0.1}, "false_alarm_rate=0.1: variant='paper'"),
-        ({"false_alarm_rate": 1.0}, "false_alarm_rate=1.0"),
+        ({"false_alarm_rate": 0.5}, "false_alarm_rate=0.5: .* above 0 and below 0.5"),
+        ({"false_alarm_rate": 0.1, "post_processor": PostProcessor()}, "false_alarm_rate=0.1: configures our own"),
+        ({"false_alarm_rate": 0.1, "post_processor": False}, "leave out post_processor=False"),
         ({"image_size": 60}, r"image_size=\(60, 60\).*multiples of 16"),
     ],
 )

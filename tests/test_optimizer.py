@@ -32,6 +32,25 @@ def test_nothing_stays_nothing(scale: float) -> None:
     assert torch.equal(orthogonalized(scale * torch.ones(3, 5)), torch.zeros(3, 5))
 
 
+def test_what_is_not_a_number_stays_so() -> None:
+    assert orthogonalized(torch.tensor([[1.0, float("nan")], [2.0, 3.0]])).isnan().any()
+
+
+@pytest.mark.parametrize(("rate", "decay"), [(0.01, 0.5), (0.1, 2.0)])
+def test_steps_are_those_of_the_singular_vectors_of_the_summed_gradients(rate: float, decay: float) -> None:
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(6, 8))
+    expected, summed = weight.detach().double(), torch.zeros(6, 8, dtype=torch.float64)
+    optimizer = Muon([weight], lr=rate, momentum=0.9, weight_decay=decay)
+    for _ in range(2):
+        weight.grad = torch.randn_like(weight)
+        optimizer.step()
+        summed = 0.9 * summed + weight.grad
+        left, _, right = torch.linalg.svd(summed, full_matrices=False)
+        expected = (1 - rate * decay) * expected - rate * 0.2 * 8**0.5 * left @ right
+    torch.testing.assert_close(weight.double(), expected, rtol=0, atol=rate * 0.2 * 8**0.5 * 0.05)
+
+
 def test_a_weight_whose_gradient_has_gone_stays_where_it_is() -> None:
     """As behind a ReLU that has died, or in a batch of held-out images alone."""
     torch.manual_seed(0)

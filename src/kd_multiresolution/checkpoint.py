@@ -141,8 +141,8 @@ def check_checkpoint(checkpoint: Mapping[str, Any], model: AnomalibModule, criti
         return
     if theirs["format"] > FORMATS.get(theirs["built"]["variant"], 0):
         msg = (
-            f"This checkpoint was written by kd_multiresolution {theirs['version']}; {__version__} cannot read it. "
-            "Install that version, or a newer one."
+            f"This checkpoint was written by a later state of kd_multiresolution ({theirs['version']}) than this one "
+            f"({__version__}), which cannot read it: install that one."
         )
         raise ValueError(msg)
     ours = describe(model, critical_points)["built"]

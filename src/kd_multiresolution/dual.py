@@ -6,7 +6,7 @@ The second cloner and its disagreement with the first follow EfficientAD (arXiv 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -33,7 +33,7 @@ NEIGHBOURS = 3  # positions per side, over which features are averaged
 
 
 class ChannelError(nn.Module):
-    """Squared difference at each position, each channel in units of its mean on normal images; those are 1 at first.
+    """Squared difference, each channel in units of its mean over the positions of normal images; 1 at first.
 
     Args:
         channels: number of channels, C.
@@ -52,11 +52,12 @@ class ChannelError(nn.Module):
         self.root_mean_square.copy_(root.clamp_min(torch.finfo(self.root_mean_square.dtype).tiny))
 
     def forward(self, difference: Tensor) -> Tensor:
-        """Return the mean over channels: (N, C, H, W) to (N, 1, H, W), >= 0, 1 on average over normal images."""
-        # Squares would leave the range of float16.
-        wide = torch.promote_types(difference.dtype, torch.float32)
-        weights = 1 / (len(self.root_mean_square) * self.root_mean_square.to(wide).square())
-        return F.conv2d(difference.to(wide).square(), weights[None, :, None, None])
+        """Return the mean over channels: (N, C, H, W) to (N, 1, H, W), >= 0, 1 on average over normal images.
+
+        Averaged over neighbouring positions beforehand, a normal image's difference comes out smaller.
+        """
+        weights = 1 / (len(self.root_mean_square) * self.root_mean_square.to(difference.dtype).square())
+        return F.conv2d(difference.square(), weights[None, :, None, None])
 
 
 class DualModel(nn.Module):
@@ -161,7 +162,12 @@ class DualModel(nn.Module):
         Returns:
             (N, K, H_1, W_1), >= 0, K being the number of maps.
         """
-        *finer, last = zip(features[1:], local, overall, strict=True)
+        with torch.autocast(features[0].device.type, enabled=False):
+            maps = self._families(*(_wide(part) for part in (features[1:], local, overall)))
+            return torch.cat([resized(level, features[0].shape[-2:]) for level in maps], 1)
+
+    def _families(self, features: Sequence[Tensor], local: Sequence[Tensor], overall: Sequence[Tensor]) -> list[Tensor]:
+        *finer, last = zip(features, local, overall, strict=True)
         readings = [*zip(self.value, self.disagreement[:-1], strict=True)]
         maps = [self._three(level, *reading) for level, reading in zip(finer, readings, strict=True)]
         source, near, far = last
@@ -170,7 +176,7 @@ class DualModel(nn.Module):
             coarse = [F.avg_pool2d(part, coarsening) for part in level]
             coarser = [neighbourhood_mean(part) for part in coarse]
             maps += [self._three(coarse, *reading), self._three(coarser, *reading)]
-        return torch.cat([resized(level, features[0].shape[-2:]) for level in maps], 1)
+        return maps
 
     @staticmethod
     def _three(level: Sequence[Tensor], value: nn.Module, disagreement: nn.Module) -> Tensor:
@@ -201,7 +207,9 @@ class DualModel(nn.Module):
             features: the source's, (N, C_i, H_i, W_i) per critical point.
             local: what the local cloner predicts of all but the first.
         """
-        return local_direction(neighbourhood_mean(features[-1]), neighbourhood_mean(local[-1])).mean((1, 2, 3))
+        with torch.autocast(features[-1].device.type, enabled=False):
+            source, near = (neighbourhood_mean(level) for level in _wide((features[-1], local[-1])))
+            return local_direction(source, near).mean((1, 2, 3))
 
     def read(self, families: Tensor, whole: Tensor, image_size: tuple[int, int]) -> InferenceBatch:
         """Return scores and maps as :meth:`forward`.
@@ -284,6 +292,11 @@ def check_dual_image_size(image_size: Sequence[int], source: Source) -> None:
 def neighbourhood_mean(features: Tensor) -> Tensor:
     """Return the mean of each position and those around it, at the border of those that there are."""
     return F.avg_pool2d(features, NEIGHBOURS, 1, NEIGHBOURS // 2, count_include_pad=False)
+
+
+def _wide(levels: Iterable[Tensor]) -> list[Tensor]:
+    """Return features in float32 at least: half precision loses small errors and the squares of large ones."""
+    return [level.to(torch.promote_types(level.dtype, torch.float32)) for level in levels]
 
 
 def top_mean(maps: Tensor) -> Tensor:

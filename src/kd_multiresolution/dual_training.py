@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import zip_longest
+from pathlib import Path
 from typing import Literal, cast, get_args
 
 import torch
@@ -18,8 +19,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.optim.lr_scheduler import OneCycleLR
 
 from kd_multiresolution.dual import ChannelError, DualModel, top_mean
+from kd_multiresolution.finite import check_finite
 from kd_multiresolution.optimizer import Muon
 from kd_multiresolution.painted_defects import out_of_focus, painted
 from kd_multiresolution.post_processor import NormalScores
@@ -45,6 +48,9 @@ ImageScore = Literal["auto", "defects", "whole"]
 
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over all processes."""
+
+Precision = Callable[[], AbstractContextManager[None]]
+"""Makes the context in which networks compute."""
 
 Predicted = tuple[Sequence[Tensor], list[Tensor], list[Tensor]]
 """The source's features of some images, the local cloner's and the global cloner's prediction of all but the first."""
@@ -94,6 +100,9 @@ class DualTraining:
         self.seed = seed
         self.image_score = image_score
         self.held_out: frozenset[str] = frozenset()
+        self.held_out_before: list[str] | None = None
+        self.calibrated_after = -1
+        self._precision: Precision = nullcontext
         self.image_size = IMAGE_SIZE
         self._normal: list[Tensor] = []
         self._blurred: list[Tensor] = []
@@ -121,9 +130,7 @@ class DualTraining:
             raise ValueError(msg)
         parameters = [*self.model.local_cloner.parameters(), *self.model.global_cloner.parameters()]
         optimizer = Muon(parameters, learning_rate, weight_decay=WEIGHT_DECAY)
-        cycle = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, learning_rate, total_steps=int(steps), cycle_momentum=False
-        )
+        cycle = OneCycleLR(optimizer, learning_rate, total_steps=int(steps), cycle_momentum=False)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
 
     def start(
@@ -133,7 +140,7 @@ class DualTraining:
         reduce: Reduce,
         *,
         resumed: bool,
-        precision: Callable[[], AbstractContextManager[None]] = nullcontext,
+        precision: Precision = nullcontext,
     ) -> None:
         """Choose the held-out images, keep their features, and standardise by the others' unless that was done before.
 
@@ -144,17 +151,22 @@ class DualTraining:
             batches: paths, images and source features of this process's training images.
             reduce: sums over all processes.
             resumed: whether this training goes on with another.
-            precision: in which the features of the batches were computed.
+            precision: in which the features of the batches were computed, and predictions of them are.
 
         Raises:
-            ValueError: if there are fewer than four images.
+            ValueError: if there are fewer than four images, one of them is not finite, or a resumed training held out
+                others.
         """
+        self._precision = precision
         self.held_out = held_out_images(paths, self.seed)
+        if resumed:
+            self._check_held_out()
         moments = ChannelMoments()
         kept: dict[str, list[Tensor]] = {}
         # The global random generator decides the order of the images; a look ahead must not change it.
         with torch.random.fork_rng():
             for batch_paths, images, features in batches:
+                check_finite(images, batch_paths)
                 out, fitted = self._split(batch_paths)
                 kept.update(
                     {batch_paths[i]: [images[i].clone(), *(level[i].clone() for level in features)] for i in out}
@@ -167,41 +179,86 @@ class DualTraining:
         self.image_size = (held_out.shape[-2], held_out.shape[-1])
         generator = torch.Generator().manual_seed(self.seed)
         copies = max(PAINTED // len(self.held_out), 1)  # however many of them this process has
-        self._defective = self._features(torch.cat([painted(held_out, generator) for _ in range(copies)]), precision)
-        self._blurred = self._features(out_of_focus(held_out), precision)
+        self._defective = self._features(torch.cat([painted(held_out, generator) for _ in range(copies)]))
+        self._blurred = self._features(out_of_focus(held_out))
         if not resumed:
             moments.standardize(self.model, reduce)
 
-    def _features(self, images: Tensor, precision: Callable[[], AbstractContextManager[None]]) -> list[Tensor]:
+    def _features(self, images: Tensor) -> list[Tensor]:
         """Return the source's features of the images."""
-        with torch.no_grad(), precision():
+        with torch.no_grad(), self._precision():
             features = [
                 self.model.source(chunk.contiguous(memory_format=torch.channels_last))
                 for chunk in torch.split(images, CHUNK)
             ]
         return [torch.cat(level).to(images.dtype) for level in zip(*features, strict=True)]
 
-    def losses(self, features: Sequence[Tensor], paths: Sequence[str] | None) -> dict[str, Tensor]:
+    def _check_held_out(self) -> None:
+        """Check that the cloners have not learnt from the held-out images before."""
+        if self.held_out_before is not None and self.held_out_before != self.held_out_names:
+            msg = (
+                f"The training that is resumed held out other images than seed={self.seed} chooses of these, from some "
+                "of which its cloners have learnt. Resume with its seed and its training images, or train anew."
+            )
+            raise ValueError(msg)
+
+    @property
+    def held_out_names(self) -> list[str]:
+        """Names of the held-out images' files, which a checkpoint keeps: their folder may be moved."""
+        return sorted(Path(path).name for path in self.held_out)
+
+    @staticmethod
+    def check_cycle(cycle: OneCycleLR, trainer: Trainer, learning_rate: float) -> None:
+        """Check that the rate's cycle is that of this training; a resumed one has it from its checkpoint.
+
+        Raises:
+            ValueError: if it has another length, or another rate.
+        """
+        steps, highest = trainer.estimated_stepping_batches, cycle.optimizer.param_groups[0]["max_lr"]
+        for name, given, begun in (
+            ("steps", steps, cycle.total_steps), ("learning_rate", learning_rate, highest),
+        ):  # fmt: skip
+            if given != begun:
+                msg = (
+                    f"{name}={given:g}: the training that is resumed began with {begun:g}, and variant='dual' goes "
+                    "through one cycle of its rate. Resume it with the same epochs, batches and learning_rate, or "
+                    "train anew."
+                )
+                raise ValueError(msg)
+
+    def losses(self, features: Sequence[Tensor], paths: Sequence[str]) -> dict[str, Tensor]:
         """Return the loss of either cloner over those images of a batch that are not held out.
 
         Args:
             features: the source's, (N, C_i, H_i, W_i) per critical point.
             paths: the images' paths, N.
         """
-        _, fitted = self._split(paths or ())
+        _, fitted = self._split(paths)
         # A batch of held-out images alone must not move the cloners, but other processes wait for its gradient.
         losses = dual_losses(self.model, [level[fitted or [0]] for level in features])
         return {name: loss * bool(fitted) for name, loss in losses.items()}
 
-    def calibrate(self, reduce: Reduce) -> tuple[NormalScores, NormalScores]:
-        """Do as :func:`calibrate` with the held-out images."""
+    def calibrate(self, step: int, reduce: Reduce) -> tuple[NormalScores, NormalScores] | None:
+        """Do as :func:`calibrate` with the held-out images, but where that was done after the same step.
+
+        Args:
+            step: how many steps the training has taken.
+            reduce: sums over all processes.
+
+        Returns:
+            As :func:`calibrate`; ``None`` if nothing was to be done, or no training is under way.
+        """
+        if step == self.calibrated_after or not self._normal:
+            return None
+        self.calibrated_after = step
         return calibrate(
             self.model, self._normal, blurred=self._blurred, defective=self._defective, image_size=self.image_size,
-            image_score=self.image_score, reduce=reduce,
+            image_score=self.image_score, reduce=reduce, precision=self._precision,
         )  # fmt: skip
 
     def end(self) -> None:
         """Free the held-out images' features."""
+        self.calibrated_after = -1
         self._normal, self._blurred, self._defective = [], [], []
 
     def _split(self, paths: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -261,6 +318,7 @@ def calibrate(
     image_size: tuple[int, int],
     image_score: ImageScore,
     reduce: Reduce,
+    precision: Precision = nullcontext,
 ) -> tuple[NormalScores, NormalScores]:
     """Set from held-out normal images what the model compares with, and how it judges.
 
@@ -276,19 +334,24 @@ def calibrate(
         image_size: height and width of the images in pixels.
         image_score: as of :class:`DualTraining`.
         reduce: sums over all processes.
+        precision: in which the cloners predict.
 
     Returns:
         How the scores of normal images, and the largest values of their maps, are distributed.
     """
-    predicted = _predicted(model, normal)
+    predicted = _predicted(model, normal, precision)
     _weigh_channels(model, predicted, reduce)
     normal_maps = _maps(model, predicted)
-    blurred_maps, defective_maps = (_maps(model, _predicted(model, features)) for features in (blurred, defective))
+    blurred_maps, defective_maps = (
+        _maps(model, _predicted(model, features, precision)) for features in (blurred, defective)
+    )
     normal_tops, blurred_tops, defective_tops = (
         top_mean(model.blurred(maps)) for maps in (normal_maps, blurred_maps, defective_maps)
     )
     _weigh_families(model, normal_tops, blurred_tops, defective_tops, reduce)
-    normal_means, defective_means = (maps.double().mean((2, 3)) for maps in (normal_maps, defective_maps))
+    normal_means, defective_means = (
+        maps[:, : model.fine].double().mean((2, 3)) for maps in (normal_maps, defective_maps)
+    )
     auto = image_score == "auto"
     as_whole = _differ_as_a_whole(normal_means, defective_means, reduce) if auto else image_score == "whole"
     model.judged_as_whole.fill_(as_whole)
@@ -298,10 +361,11 @@ def calibrate(
     return _distribution(cast("Tensor", read.pred_score), reduce), _distribution(peaks, reduce)
 
 
-def _predicted(model: DualModel, features: Sequence[Tensor]) -> list[Predicted]:
+def _predicted(model: DualModel, features: Sequence[Tensor], precision: Precision) -> list[Predicted]:
     """Return the features of a few images at a time, with what the local and the global cloner predict of them."""
     chunks = zip(*(torch.split(level, CHUNK) for level in features), strict=True)
-    return [(chunk, *model.predictions(chunk)) for chunk in chunks]
+    with precision():
+        return [(chunk, *model.predictions(chunk)) for chunk in chunks]
 
 
 def _maps(model: DualModel, predicted: Iterable[Predicted]) -> Tensor:

@@ -46,6 +46,19 @@ def checked_predictions(predictions: InferenceBatch, images: Tensor) -> Inferenc
     return predictions
 
 
+def check_finite(images: Tensor, names: Sequence[str]) -> None:
+    """Check that images, (N, C, H, W), are finite.
+
+    Raises:
+        ValueError: if one is not; it is named.
+    """
+    finite = images.isfinite().flatten(1).all(1).tolist()
+    for name, is_finite in zip(names, finite, strict=True):
+        if not is_finite:
+            msg = f"{name}: {SICK_IMAGE}."
+            raise ValueError(msg)
+
+
 # It depends on values, which would break a compiled graph with a page of warnings.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _raise_unless(finite: Tensor, images: Tensor) -> None:

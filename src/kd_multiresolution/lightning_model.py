@@ -22,6 +22,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
+from torch.optim.lr_scheduler import OneCycleLR
 from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
 
 from kd_multiresolution.arguments import check_seed, check_types
@@ -122,12 +123,13 @@ class KdMultiresolution(AnomalibModule):
         image_score: for the dual variant, to be chosen before training: ``defects``, the mean of the map's highest
             hundredth; ``whole``, how far the image as a whole is from what the local cloner makes of it; ``auto``, what
             held-out normal images say.
-        false_alarm_rate: for the dual variant: the fraction of normal images, above 0 and below 1, that exceed the
-            normalised score 0.5, as told from held-out normal images.
+        false_alarm_rate: for the dual variant: the fraction of normal images, above 0 and below 0.5, that exceed the
+            normalised score 0.5, as told from held-out normal images. Not together with a post-processor of your own.
         cache: ``float32`` or ``float16``: in training read each image once and compute the source's features of it
             once, kept in that precision; null: in every epoch. Images that augmentation changes are never kept.
         cache_memory: GiB of memory for images, which may take half of it, and features; features that exceed it go
-            into a file that vanishes with the training.
+            into a file that vanishes with the training. The dual variant holds the features of up to 64 held-out
+            images, and of as many out of focus and with painted defects, besides.
         cache_folder: folder of that file. Default: the system's folder for temporary files.
         seed: seed of the cloner's initial weights, of a random source, and, unless Lightning's ``seed_everything`` was
             called, of the order of the training images, which follows from seed and epoch.
@@ -195,6 +197,12 @@ class KdMultiresolution(AnomalibModule):
             msg = (
                 f"image_size={image_size!r}, imagenet_normalization={imagenet_normalization!r}: both configure our own "
                 f"pre-processor. Leave them out, or leave out pre_processor={pre_processor!r}."
+            )
+            raise ValueError(msg)
+        if variant == "dual" and post_processor is not True and false_alarm_rate != FALSE_ALARM_RATE:
+            msg = (
+                f"false_alarm_rate={false_alarm_rate!r}: configures our own post-processor. Leave it out, or leave out "
+                f"post_processor={post_processor!r}."
             )
             raise ValueError(msg)
         for name, number in (("epochs", epochs), ("learning_rate", learning_rate)):
@@ -338,9 +346,12 @@ class KdMultiresolution(AnomalibModule):
             self.trainer.fit_loop.max_epochs = self.epochs
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save what anomalib keeps, and what the model was built with."""
+        """Save what anomalib keeps, what the model was built with, and what the dual variant takes for normal."""
+        self._calibrate()  # the checkpoint's tensors are the model's own
         super().on_save_checkpoint(checkpoint)
         checkpoint[CHECKPOINT_KEY] = describe(self, self.model.source.critical_points)
+        if self._dual is not None:
+            checkpoint[CHECKPOINT_KEY]["held_out"] = self._dual.held_out_names
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load what anomalib keeps, and remember in which epoch a resumed training begins.
@@ -353,6 +364,8 @@ class KdMultiresolution(AnomalibModule):
         warn_of_other_images(checkpoint, self)
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self._first_epoch = checkpoint["epoch"] + 1
+            if self._dual is not None:
+                self._dual.held_out_before = checkpoint.get(CHECKPOINT_KEY, {}).get("held_out") or None
             return
         warn_of_other_calibration(checkpoint, self)
         if self.post_processor is not None:
@@ -383,7 +396,17 @@ class KdMultiresolution(AnomalibModule):
         self._first_epoch = 0
         self._trained_epochs = self.trainer.current_epoch
         if self._dual is not None:
+            self._calibrate()
             self._dual.end()
+            cycle = cast("OneCycleLR", self.lr_schedulers())
+            if cycle.last_epoch < cycle.total_steps:
+                logger.warning(
+                    "The training has ended after %d of %d steps; its rate, which falls to zero with the last one, was "
+                    "still at %.2g. Scores are better with fewer epochs than with fewer steps.",
+                    cycle.last_epoch,
+                    cycle.total_steps,
+                    cycle.get_last_lr()[0],
+                )
 
     def on_train_epoch_start(self) -> None:
         """Seed the epoch, so that a resumed training sees what an uninterrupted one does, and decide on validation.
@@ -403,7 +426,7 @@ class KdMultiresolution(AnomalibModule):
         with torch.no_grad():
             source_features = self.training_cache.source_features(self.model.source, batch, images)
         if self._dual is not None:
-            terms = self._dual.losses(source_features, batch.image_path)
+            terms = self._dual.losses(source_features, cast("list[str]", batch.image_path))
             loss = torch.stack([*terms.values()]).sum()
         else:
             terms = discrepancy_terms(source_features, self._paper.cloner(images), self._paper.terms)
@@ -422,17 +445,24 @@ class KdMultiresolution(AnomalibModule):
         return loss
 
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: ImageBatch, batch_idx: int) -> None:
-        """Validate in the epoch in which training stops; before it, set what the dual variant takes for normal."""
+        """Validate in the epoch in which training stops."""
         del batch, batch_idx
         if self.trainer.is_last_batch:
             self._check_loss(cast("Mapping[str, Tensor]", outputs)["loss"])
-        ends = self.trainer.should_stop or self.trainer.global_step == self.trainer.max_steps
-        if self._dual is not None and (ends or (self.trainer.is_last_batch and self._epoch_is_read())):
-            normal = self._dual.calibrate(self._sum_over_processes)
-            if isinstance(self.post_processor, FalseAlarmPostProcessor):
-                self.post_processor.set_normal_scores(*normal)
         if self.trainer.should_stop and self._validates_sparsely():
             self.trainer.check_val_every_n_epoch = 1
+
+    def on_validation_start(self) -> None:
+        """Set what the dual variant takes for normal."""
+        self._calibrate()
+
+    def _calibrate(self) -> None:
+        """Let the dual variant, while it is trained, tell from held-out images what is normal to its cloners."""
+        if self._dual is None:
+            return
+        normal = self._dual.calibrate(self._trainer.global_step if self._trainer else 0, self._sum_over_processes)
+        if normal is not None and isinstance(self.post_processor, FalseAlarmPostProcessor):
+            self.post_processor.set_normal_scores(*normal)
 
     def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Return the batch with raw scores and maps, for threshold and normalisation."""
@@ -514,6 +544,7 @@ class KdMultiresolution(AnomalibModule):
         else:
             msg = f"variant='dual' holds out training images by their paths: use anomalib's data, not {dataset}."
             raise TypeError(msg)
+        dual.check_cycle(cast("OneCycleLR", self.lr_schedulers()), self.trainer, self.learning_rate)
         dual.start(
             paths, self._training_features(), self._sum_over_processes, resumed=self._first_epoch > 0,
             precision=self.trainer.precision_plugin.train_step_context,
@@ -580,11 +611,6 @@ class KdMultiresolution(AnomalibModule):
         loop = self.trainer.fit_loop
         resuming = loop.epoch_loop.restarting or getattr(loop, "is_resuming", False)  # the latter from Lightning 2.6 on
         return self.trainer.current_epoch > 0 and not resuming
-
-    def _epoch_is_read(self) -> bool:
-        """Whether validation follows this epoch, or training may end with it."""
-        epochs, interval = self.trainer.current_epoch + 1, self.trainer.check_val_every_n_epoch
-        return interval is None or epochs % interval == 0 or epochs == self.trainer.max_epochs
 
     def _validates_sparsely(self) -> bool:
         """Whether the user left validation at Lightning's default, and the last epoch can be told beforehand."""

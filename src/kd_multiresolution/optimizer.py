@@ -92,12 +92,13 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     """Return the matrix with its singular values near one (0.97 to 1.04), but for those of less than 0.3 % of its norm.
 
     Args:
-        matrix: (M, N), of any scale; what is smaller than 1e-20 throughout becomes zero.
+        matrix: (M, N), of any scale; what is 1e-20 at most throughout becomes zero.
     """
     wide = matrix.shape[0] <= matrix.shape[1]
     x = matrix if wide else matrix.mT
     largest = x.abs().amax()
-    x = torch.where(largest > NOTHING, x / largest, 0.0)  # neither squares nor their sum can then leave the range
+    # Neither squares nor their sum can then leave the range. What is not a number stays so, and ends the training.
+    x = torch.where(largest <= NOTHING, 0.0, x / largest)
     x = x / x.norm().clamp_min(torch.finfo(x.dtype).tiny)
     # Every step multiplies by a polynomial of x xᵀ, and those commute: x itself is needed at the start and at the end.
     gram = x @ x.mT

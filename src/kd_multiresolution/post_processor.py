@@ -7,6 +7,7 @@ batches alone. Either changes an AUROC.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,10 @@ from scipy import stats
 from torch import Tensor
 from torchmetrics import MaxMetric
 
+logger = logging.getLogger(__name__)
+
 FALSE_ALARM_RATE = 0.01
+HIGHEST_RATE = 0.5  # from there on the threshold would not lie above the mean normal image
 SMALLEST_SPAN = 1e-30
 
 
@@ -100,15 +104,15 @@ class FalseAlarmPostProcessor(UnclampedPostProcessor):
     other with the largest value of its map.
 
     Args:
-        rate: fraction of normal images above the threshold, in (0, 1).
+        rate: fraction of normal images above the threshold, in (0, 0.5).
 
     Raises:
         ValueError: if the rate is out of range.
     """
 
     def __init__(self, rate: float = FALSE_ALARM_RATE, **kwargs: Any) -> None:
-        if not 0 < rate < 1:
-            msg = f"false_alarm_rate={rate!r}: expected a fraction of normal images, above 0 and below 1."
+        if not 0 < rate < HIGHEST_RATE:
+            msg = f"false_alarm_rate={rate!r}: expected a fraction of normal images, above 0 and below {HIGHEST_RATE}."
             raise ValueError(msg)
         super().__init__(**kwargs)
         self.rate = rate
@@ -128,6 +132,19 @@ class FalseAlarmPostProcessor(UnclampedPostProcessor):
             least, largest = normal.mean, 2 * threshold - normal.mean
             for name, number in ((f"_{kind}_threshold", threshold), (f"{kind}_min", least), (f"{kind}_max", largest)):
                 getattr(self, name).fill_(number)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn of scores without a threshold."""
+        del trainer, pl_module
+        if self._image_threshold.isnan():
+            logger.warning(
+                "No threshold is known: the model has not been trained, or its training was interrupted. Scores are "
+                "raw, and labels say nothing."
+            )
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do as :meth:`on_test_start`."""
+        self.on_test_start(trainer, pl_module)
 
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Take nothing from validation images."""
