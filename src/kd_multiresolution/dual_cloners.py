@@ -143,7 +143,9 @@ class GlobalCloner(nn.Module):
             units: the standardisation of each.
         """
         height, width = features[-1].shape[-2:]
-        x = self.encoder(self.entry.from_level(features[-1], units[-1]).relu_())
+        x = self.encoder[:2](self.entry.from_level(features[-1], units[-1]).relu_())
+        # Weights that see the border of a single position alone get no gradient in bfloat16, but what lay in memory.
+        x = self.encoder[2:](resized(x, tuple(max(side, 2) for side in x.shape[-2:])) if 1 in x.shape[-2:] else x)
         code = self.to_code(F.adaptive_avg_pool2d(x, GRID))
         x = self.from_code(code).relu_().flatten(1).unflatten(1, (-1, GRID, GRID))
         sizes = ((GRID, GRID), (height // 2, width // 2), (height, width))
