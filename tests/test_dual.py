@@ -136,6 +136,9 @@ def test_training_looks_at_its_held_out_images_out_of_focus_and_with_defects() -
     training.start(paths, [(paths, images, features)], alone, resumed=False)
     held_out = [i for i, path in enumerate(paths) if path in training.held_out]
     assert len(held_out) == 4
+    for units, level in zip(model.levels_units, features, strict=True):
+        fitted = level[[i for i in range(len(paths)) if i not in held_out]]
+        torch.testing.assert_close(units.mean, fitted.mean((0, 2, 3)), msg="held-out images have no part in it")
     generator = torch.Generator().manual_seed(0)
     copies = [painted(images[held_out], generator) for _ in range(PAINTED // len(held_out))]
     assert training.calibrate(4, alone) is not None
@@ -327,13 +330,14 @@ def test_score_is_the_mean_of_the_highest_hundredth() -> None:
     torch.testing.assert_close(top_mean(maps[..., :1, :1]), torch.zeros(2, 1))
 
 
-def test_blur_is_as_wide_as_told_in_pixels_of_the_image() -> None:
-    """The point that blurs to a Gaussian of sigma 8 pixels lies on a grid of four pixels."""
-    model = DualModel("light_vgg", critical_points=["pool2", "pool3"], sigma=8.0)
+@pytest.mark.parametrize(("points", "stride"), [(("pool2", "pool3"), 4), (("pool3", "pool4"), 8)])
+def test_blur_is_as_wide_as_told_in_pixels_of_the_image(points: tuple[str, ...], stride: int) -> None:
+    """The point that blurs to a Gaussian of sigma 8 pixels lies on the grid of the first level."""
+    model = DualModel("light_vgg", critical_points=points, sigma=8.0)
     point = torch.zeros(1, 1, 64, 64)
     point[..., 32, 32] = 1
     spread = model.blurred(point)[0, 0].sum(0)
-    positions = 4 * (torch.arange(64.0) - 32)
+    positions = stride * (torch.arange(64.0) - 32)
     assert (spread * positions.square()).sum().sqrt().item() == pytest.approx(8, rel=0.02)
 
 
