@@ -120,9 +120,9 @@ class KdMultiresolution(AnomalibModule):
             many as make 1,400 steps. ``--trainer.max_epochs`` takes precedence (unless it is 1000, Lightning's own
             default), as an upper limit where ``epochs`` is not given.
         learning_rate: Adam's learning rate, by default 1e-3; for the dual variant Muon's, the highest of a cycle, 4e-3.
-        image_score: for the dual variant, to be chosen before training: ``defects``, the mean of the map's highest
-            hundredth; ``whole``, how far the image as a whole is from what the local cloner makes of it; ``auto``, what
-            held-out normal images say.
+        image_score: for the dual variant, to be chosen before training: ``defects``, the mean of the highest hundredth
+            of the map without its coarser scales; ``whole``, how far the image as a whole is from what the local cloner
+            makes of it; ``auto``, what held-out normal images say.
         false_alarm_rate: for the dual variant: the fraction of normal images, above 0 and below 0.5, that exceed the
             normalised score 0.5, as told from held-out normal images. Not together with a post-processor of your own.
         cache: ``float32`` or ``float16``: in training read each image once and compute the source's features of it
