@@ -67,7 +67,7 @@ class DualModel(nn.Module):
     ``InferenceBatch``. Three families of maps at every critical point but the first:
 
     - *value*: squared difference of source and local cloner, each channel by its mean on normal images; not at the last
-      critical point, where it misleads on defects that the direction ranks well;
+      critical point, without whose value images are ranked better;
     - *direction*: one minus the cosine of source and local cloner, position by position;
     - *disagreement*: squared difference of the two cloners, each channel by its mean on normal images.
 
