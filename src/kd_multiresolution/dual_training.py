@@ -38,7 +38,7 @@ STEPS = 1400  # of training, where nobody gives a number of epochs
 LOCAL_SHARE = 4  # the local cloner learns from one in so many images: each has many positions, which it sees one by one
 PAINTED = 64  # pictures with a painted defect, or as many as there are held-out images
 LARGEST_GAIN = 5.0  # deviations: a defect that nobody can miss says nothing about others
-NOTICEABLE_GAIN = 0.6  # deviations: 1.35 and more on industrial parts, at most 0.48 on one class against others
+NOTICEABLE_GAIN = 0.6  # deviations: 1.1 and more on industrial parts, at most 0.48 on one class against others
 FEWEST_TO_JUDGE_BY = 8  # held-out images; the deviation of fewer says too little, and they are judged by their defects
 CHUNK = 16  # held-out images at a time
 
