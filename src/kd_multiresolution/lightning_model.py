@@ -365,7 +365,7 @@ class KdMultiresolution(AnomalibModule):
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self._first_epoch = checkpoint["epoch"] + 1
             if self._dual is not None:
-                self._dual.held_out_before = checkpoint.get(CHECKPOINT_KEY, {}).get("held_out") or None
+                self._dual.held_out_before = (checkpoint.get(CHECKPOINT_KEY) or {}).get("held_out") or None
             return
         warn_of_other_calibration(checkpoint, self)
         if self.post_processor is not None:
