@@ -302,7 +302,7 @@ def test_one_map_whose_mean_a_defect_raises_is_enough_to_judge_by_defects(raised
     assert not _differ_as_a_whole(normal, defective, alone), "four images are too few to tell"
 
 
-def test_maps_are_weighed_by_their_blurred_tops_and_images_by_the_means_of_maps(model: DualModel) -> None:
+def test_maps_are_weighed_by_their_blurred_tops(model: DualModel) -> None:
     images = model.checked_images(pictures(6))
     kinds = [images, out_of_focus(images), painted(images, torch.Generator().manual_seed(0))]
     families = [model.families(features, *model.predictions(features)) for features in map(model.source, kinds)]
@@ -310,6 +310,18 @@ def test_maps_are_weighed_by_their_blurred_tops_and_images_by_the_means_of_maps(
     gain, deviation = gains(normal, defective, torch.cat([normal, blurred]), alone)
     share = gain.clamp_min(0) ** 3
     torch.testing.assert_close(model.family_weight.double(), share / share.sum() / deviation, rtol=1e-3, atol=1e-5)
+
+
+def test_images_are_judged_by_the_means_of_position_wise_maps(caplog: pytest.LogCaptureFixture) -> None:
+    images = pictures(FEWEST_TO_JUDGE_BY, seed=3)
+    model = DualModel("light_vgg")
+    with caplog.at_level("INFO"):
+        calibrated(model, images)
+    kinds = [images, painted(images, torch.Generator().manual_seed(0))]
+    families = [model.families(features, *model.predictions(features)) for features in map(model.source, kinds)]
+    normal, defective = (maps[:, :5].double().mean((2, 3)) for maps in families)
+    expected = float(gains(normal, defective, normal, alone)[0].max())
+    assert f"the mean of a map by {expected:.2f} deviations" in caplog.messages[-1]
 
 
 def test_a_process_without_held_out_images_takes_the_others_statistics() -> None:

@@ -402,7 +402,7 @@ class KdMultiresolution(AnomalibModule):
             if cycle.last_epoch < cycle.total_steps:
                 logger.warning(
                     "The training has ended after %d of %d steps; its rate, which falls to zero with the last one, was "
-                    "still at %.2g. Scores are better with fewer epochs than with fewer steps.",
+                    "still at %.2g. Give a shorter training fewer epochs or max_steps, so that the rate falls in time.",
                     cycle.last_epoch,
                     cycle.total_steps,
                     cycle.get_last_lr()[0],
