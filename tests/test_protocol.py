@@ -126,6 +126,15 @@ def test_training_that_another_callback_ends_is_evaluated(pictures: Path, tmp_pa
     assert evaluation.values["image_AUROC"] == [pytest.approx(roc_auc_score(labels, scores))]
 
 
+def test_dual_variant_is_evaluated_with_what_is_normal_to_its_cloners_by_then(pictures: Path, tmp_path: Path) -> None:
+    evaluation = EvaluationAfterConvergence(evaluations=1)
+    network = model(variant="dual", image_size=64)
+    # Validation, which has the model look at its held-out images, does not take place.
+    fit(network, pictures, tmp_path, callbacks=[evaluation], max_epochs=3, limit_val_batches=0)
+    labels, scores = raw_scores(network, pictures)
+    assert evaluation.values["image_AUROC"] == [pytest.approx(roc_auc_score(labels, scores))]
+
+
 def test_training_that_has_not_converged_is_evaluated_after_its_last_epochs(pictures: Path, tmp_path: Path) -> None:
     evaluation = EvaluationAfterConvergence(evaluations=3, interval=2)
     fit(model(anomaly_map=None), pictures, tmp_path, callbacks=[evaluation], max_epochs=7)

@@ -347,7 +347,7 @@ class KdMultiresolution(AnomalibModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what anomalib keeps, what the model was built with, and what the dual variant takes for normal."""
-        self._calibrate()  # the checkpoint's tensors are the model's own
+        self.calibrate()  # the checkpoint's tensors are the model's own
         super().on_save_checkpoint(checkpoint)
         checkpoint[CHECKPOINT_KEY] = describe(self, self.model.source.critical_points)
         if self._dual is not None:
@@ -396,7 +396,7 @@ class KdMultiresolution(AnomalibModule):
         self._first_epoch = 0
         self._trained_epochs = self.trainer.current_epoch
         if self._dual is not None:
-            self._calibrate()
+            self.calibrate()
             self._dual.end()
             cycle = cast("OneCycleLR", self.lr_schedulers())
             if cycle.last_epoch < cycle.total_steps:
@@ -454,10 +454,13 @@ class KdMultiresolution(AnomalibModule):
 
     def on_validation_start(self) -> None:
         """Set what the dual variant takes for normal."""
-        self._calibrate()
+        self.calibrate()
 
-    def _calibrate(self) -> None:
-        """Let the dual variant, while it is trained, tell from held-out images what is normal to its cloners."""
+    def calibrate(self) -> None:
+        """Let the dual variant, while it is trained, tell from held-out images what is normal to its cloners.
+
+        Validation, a checkpoint and the end of a training ask for it; whoever else reads the model on the way has to.
+        """
         if self._dual is None:
             return
         normal = self._dual.calibrate(self._trainer.global_step if self._trainer else 0, self._sum_over_processes)

@@ -27,6 +27,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Transform
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
 from kd_multiresolution.convergence import ConvergenceStopping
+from kd_multiresolution.lightning_model import KdMultiresolution
 from kd_multiresolution.raw_metrics import Predictions, check_both_kinds, raw_metrics
 
 logger = logging.getLogger(__name__)
@@ -145,6 +146,8 @@ class EvaluationAfterConvergence(ConvergenceStopping):
         predictions: dict[str, list[Predictions]] = {prefix: [] for prefix in models}
         # Loaders draw a seed from the global generator, even without workers.
         with isolate_rng(), _evaluation_mode(models.values()), torch.no_grad():
+            if isinstance(pl_module, KdMultiresolution):
+                pl_module.calibrate()
             for index, on_host in enumerate(datamodule.test_dataloader()):
                 coverage = read_coverage(on_host, mask_files, pl_module.pre_processor)
                 batch: ImageBatch = trainer.strategy.batch_to_device(on_host)
