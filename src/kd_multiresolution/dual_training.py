@@ -303,9 +303,16 @@ def dual_losses(model: DualModel, features: Sequence[Tensor]) -> dict[str, Tenso
     losses = {}
     for name, (cloner, targets) in cloners.items():
         levels = zip(targets[1:], cloner(targets, model.levels_units), model.levels_units[1:], strict=True)
-        errors = [((source - ours) / units.deviation[:, None, None]).square().mean() for source, ours, units in levels]
-        losses[name] = torch.stack(errors).sum()
+        losses[name] = torch.stack(
+            [_mean_square((ours - source) * (1 / units.deviation)[:, None, None]) for source, ours, units in levels]
+        ).sum()
     return losses
+
+
+def _mean_square(difference: Tensor) -> Tensor:
+    # A norm reads the numbers once, and its gradient is made in one pass, too: half the time of square and mean.
+    root: Tensor = torch.linalg.vector_norm(difference) / difference.numel() ** 0.5
+    return root.square()
 
 
 @torch.no_grad()

@@ -70,11 +70,13 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(weight, dtype=_wide(weight))
                 summed = state["momentum"].mul_(group["momentum"]).add_(weight.grad)
-                direction = orthogonalized(summed.flatten(1) if weight.ndim > 1 else summed[:, None])
+                direction = orthogonalized(_matrix(summed))
                 length = group["lr"] * ROOT_MEAN_SQUARE * max(direction.shape) ** 0.5
-                kept = (1 - group["lr"] * group["weight_decay"]) * weight.to(direction.dtype)
-                moved = kept - length * direction.view_as(weight)  # in the wider type: rounded once
-                weight.copy_(torch.where(weight.grad.any(), moved, weight))
+                matrix = _matrix(weight)
+                kept = (1 - group["lr"] * group["weight_decay"]) * matrix.to(direction.dtype)
+                moved = kept.sub_(direction, alpha=length)  # in the wider type: rounded once
+                moved = torch.where(weight.grad.abs().amax() == 0, matrix, moved)
+                weight.copy_(moved.view_as(weight.movedim(1, -1)).movedim(-1, 1) if weight.ndim > 1 else moved[:, 0])
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -98,23 +100,30 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     x = matrix if wide else matrix.mT
     largest = x.abs().amax()
     # Neither squares nor their sum can then leave the range. What is not a number stays so, and ends the training.
-    x = torch.where(largest <= NOTHING, 0.0, x / largest)
-    x = x / x.norm().clamp_min(torch.finfo(x.dtype).tiny)
+    x = x * torch.where(largest <= NOTHING, 0.0, 1 / largest)
     # Every step multiplies by a polynomial of x xᵀ, and those commute: x itself is needed at the start and at the end.
     gram = x @ x.mT
+    square = gram.trace().clamp_min(torch.finfo(x.dtype).tiny)  # of the norm
+    gram = gram / square
     first, *others = POLYNOMIALS
     product = step = _polynomial(gram, *first)
     for coefficients in others:
         gram = step @ gram @ step
         step = _polynomial(gram, *coefficients)
         product = step @ product
-    x = torch.mm(product, x)
+    x = torch.mm(product * square.rsqrt(), x)
     return x if wide else x.mT
 
 
+def _matrix(weights: Tensor) -> Tensor:
+    """Return a row per output channel, in the order in which a convolution's weights lie in memory (channels last)."""
+    return weights.movedim(1, -1).flatten(1) if weights.ndim > 1 else weights[:, None]
+
+
 def _polynomial(gram: Tensor, a: float, b: float, c: float) -> Tensor:
-    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return torch.addmm(b * gram, gram, gram, alpha=c) + a * identity
+    polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+    polynomial.diagonal().add_(a)
+    return polynomial
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
