@@ -25,11 +25,12 @@ from anomalib.pre_processing import PreProcessor
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
+from torchvision.transforms.v2 import Transform
 
 from kd_multiresolution import KdMultiresolution
+from kd_multiresolution.checkpoint import KEY
 from kd_multiresolution.dual import FAMILIES, DualModel, top_mean
 from kd_multiresolution.dual_cloners import resized
-from kd_multiresolution.dual_training import held_out_images
 from kd_multiresolution.post_processor import NormalScores
 from kd_multiresolution.raw_metrics import Predictions, raw_metrics
 
@@ -41,7 +42,9 @@ def read(network: DualModel, prepare: PreProcessor, batches: Iterable[Any]) -> d
     """Return all images with labels, masks, scores, and blurred maps, (N, K, H, W)."""
     pictures, maps, scores, labels, masks = [], [], [], [], []
     for batch in batches:
-        images = network.checked_images(prepare(batch.image))
+        # Masks are compared at the size of the model's images, as anomalib does.
+        transformed, mask = cast("Transform", prepare.transform)(batch.image, batch.gt_mask)
+        images = network.checked_images(transformed)
         features = network.source(images)
         local, overall = network.predictions(features)
         families = network.families(features, local, overall)
@@ -50,7 +53,7 @@ def read(network: DualModel, prepare: PreProcessor, batches: Iterable[Any]) -> d
         scores.append(cast("Tensor", predicted.pred_score))
         pictures.append(resized(batch.image.as_subclass(Tensor), tuple(images.shape[-2:])))
         labels.append(batch.gt_label.int())
-        masks.append(batch.gt_mask.as_subclass(Tensor).bool())
+        masks.append(mask.as_subclass(Tensor).bool())
     parts = {"images": pictures, "maps": maps, "scores": scores, "labels": labels, "masks": masks}
     return {name: torch.cat(part) for name, part in parts.items()}
 
@@ -71,12 +74,20 @@ def joined(network: DualModel, normal: Tensor, maps: Tensor) -> dict[str, Tensor
     }
 
 
-def read_all(model: KdMultiresolution, data: MVTecAD) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return what :func:`read` does of the held-out normal images and of the test images."""
+def read_all(
+    model: KdMultiresolution, held_out: Sequence[str], data: MVTecAD
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return what :func:`read` does of the held-out normal images, given by their names, and of the test images.
+
+    Raises:
+        ValueError: if the data have others.
+    """
     network, prepare = cast("DualModel", model.eval().model), cast("PreProcessor", model.pre_processor)
     data.setup()
-    held_out = held_out_images(data.train_data.samples.image_path, model.seed)
-    indices = [i for i, path in enumerate(data.train_data.samples.image_path) if path in held_out]
+    indices = [i for i, path in enumerate(data.train_data.samples.image_path) if Path(path).name in held_out]
+    if len(indices) != len(held_out):
+        msg = f"{len(held_out)} images were held out of the training, of which {data.category!r} has {len(indices)}."
+        raise ValueError(msg)
     data.train_data.subsample(indices, inplace=True)
     return read(network, prepare, data.train_dataloader()), read(network, prepare, data.test_dataloader())
 
@@ -147,10 +158,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.defects < 1:
         parser.error(f"--defects={options.defects}: expected 1 or more.")
     model = KdMultiresolution.load_from_checkpoint(options.checkpoint)
-    # Masks are compared at the size of the model's images.
     data = MVTecAD(options.root, options.category, train_batch_size=8, eval_batch_size=8, num_workers=0)
     network = cast("DualModel", model.model)
-    normal, test = read_all(model, data)
+    held_out = torch.load(options.checkpoint, map_location="cpu", weights_only=True)[KEY]["held_out"]
+    normal, test = read_all(model, held_out, data)
     table = rows(network, normal, test)
     draw(network, normal, test, options.defects, options.output.with_suffix(".png"))
     weights = [*zip(network.maps, network.family_weight.tolist(), strict=True)]

@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     trials = planned(options)
     output: Path = options.output
+    output.mkdir(parents=True, exist_ok=True)
     results: dict[Trial, Any] = {}
     failures: dict[Trial, str] = {}
     timed = {trial.model: trial for trial in reversed(trials)}
@@ -178,6 +179,9 @@ def _epochs(text: str) -> tuple[str, int]:
     name, _, number = text.partition("=")
     if name not in CANDIDATES or not number.isdigit():
         msg = f"{text}: expected MODEL=N, MODEL one of {', '.join(CANDIDATES)}."
+        raise argparse.ArgumentTypeError(msg)
+    if int(number) < 1:
+        msg = f"{text}: expected 1 epoch or more."
         raise argparse.ArgumentTypeError(msg)
     if CANDIDATES[name].epochs == 1:
         msg = f"{text}: {name} sees each image once."

@@ -72,6 +72,7 @@ PAPER: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {
 }
 DUAL: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {
     "critical_points": ([], [(["pool3"], "expected two")]),
+    "learning_rate": ([], [(1.0, "less than 1")]),
     "image_score": ([None, 1], [("x", "auto, defects, whole")]),
     "false_alarm_rate": (["x", None], [(v, "above 0 and below 0.5") for v in (0, 0.5, 1, -1, NAN, INF)]),
 }
@@ -107,6 +108,7 @@ def test_the_model_refuses(variant: str, name: str, value: Any, kind: type[Excep
         ({"sigma": 20, "image_size": (128, 64)}, "sigma=20: .* at least 80 pixels, .*smaller sigma"),
         ({"sigma": 17.0, "image_size": 64, "variant": "dual"}, "sigma=17.0: .* at least 68 pixels"),
         ({"image_size": (16, 64), "variant": "dual"}, r"image_size=\(16, 64\): variant='dual' .* at least 32 pixels"),
+        ({"image_size": 0, "variant": "dual"}, r"image_size=\(0, 0\): .* for example \(32, 32\)"),
         ({"critical_points": ["pool3"], "score_points": ["pool4"]}, r"score_points=.*critical_points, pool3"),
         ({"variant": "dual", "terms": "value"}, "terms='value': variant='dual' has no such argument"),
         ({"image_score": "whole"}, "image_score='whole': variant='paper' has no such argument"),

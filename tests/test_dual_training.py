@@ -83,12 +83,6 @@ def test_finds_bright_squares(trained: tuple[KdMultiresolution, Engine], picture
     assert masks[:, 24:32, 24:32].all()
 
 
-def test_a_rate_that_would_turn_weights_round_is_refused(pictures: Path, tmp_path: Path) -> None:
-    network = KdMultiresolution(source="light_vgg", variant="dual", image_size=SIZE, learning_rate=1.0, epochs=1)
-    with pytest.raises(ValueError, match=r"learning_rate=1: .* less than 1"):
-        engine(tmp_path).fit(network, datamodule=data(pictures))
-
-
 def test_a_batch_of_held_out_images_alone_moves_nothing(pictures: Path, tmp_path: Path) -> None:
     network = model(epochs=1)
     moved = []

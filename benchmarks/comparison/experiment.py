@@ -147,6 +147,10 @@ def run(trial: Trial, root: Path, checkpoint: Path) -> dict[str, Any]:
         engine.test(model, datamodule=data, verbose=False)
     # Before the metrics, which have nothing to do with the model.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    metrics = test.metrics()
+    points = curve.points if curve else []
+    if curve and (not points or points[-1]["epochs"] < epochs):  # the training need not end with an interval
+        points = [*points, {"epochs": epochs, "seconds": fit_seconds, **metrics}]
     return {
         "trial": trial.as_json(),
         "environment": environment(),
@@ -157,6 +161,6 @@ def run(trial: Trial, root: Path, checkpoint: Path) -> dict[str, Any]:
         "peak_mib": peak / MIB,
         "device_mib": torch.cuda.max_memory_allocated() / MIB if torch.cuda.is_available() else None,
         "checkpoint_mib": checkpoint.stat().st_size / MIB,
-        "metrics": test.metrics(),
-        "curve": curve.points if curve else [],
+        "metrics": metrics,
+        "curve": points,
     }

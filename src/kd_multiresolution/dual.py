@@ -115,7 +115,9 @@ class DualModel(nn.Module):
         self.source = Source(source, pretrained=pretrained, weights=source_weights, critical_points=points, seed=seed)
         levels = [level for level in self.source.levels if level.critical]
         if len(levels) < 2:
-            msg = f"critical_points={list(points)!r}: the dual variant predicts all but the first; expected two."
+            msg = (
+                f"critical_points={list(points)!r}: the dual variant predicts all but the first; expected two or more."
+            )
             raise ValueError(msg)
         self.units = nn.ModuleList(Standardization(level.channels) for level in levels)
         with torch.random.fork_rng(devices=[]):
@@ -282,7 +284,7 @@ def check_dual_image_size(image_size: Sequence[int], source: Source) -> None:
     Raises:
         ValueError: if not.
     """
-    check_image_size(image_size, source)
+    check_image_size(image_size, source, SMALLEST_SIDE)
     least = SMALLEST_SIDE * source.stride
     if min(image_size) < least:
         msg = f"image_size={tuple(image_size)}: variant='dual' needs images of at least {least} pixels."

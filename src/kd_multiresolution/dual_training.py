@@ -38,7 +38,7 @@ STEPS = 1400  # of training, where nobody gives a number of epochs
 LOCAL_SHARE = 4  # the local cloner learns from one in so many images: each has many positions, which it sees one by one
 PAINTED = 64  # pictures with a painted defect, or as many as there are held-out images
 LARGEST_GAIN = 5.0  # deviations: a defect that nobody can miss says nothing about others
-NOTICEABLE_GAIN = 0.6  # deviations: 1.1 and more on industrial parts, at most 0.48 on one class against others
+NOTICEABLE_GAIN = 0.6  # deviations: 1.1 and more on industrial parts, at most 0.48 on CIFAR-10 and medical images
 FEWEST_TO_JUDGE_BY = 8  # held-out images; the deviation of fewer says too little, and they are judged by their defects
 CHUNK = 16  # held-out images at a time
 
@@ -80,6 +80,20 @@ def held_out_images(paths: Iterable[str], seed: int) -> frozenset[str]:
     return frozenset(ordered[i] for i in order[:count])
 
 
+def check_dual_training(image_score: str, learning_rate: float) -> None:
+    """Check what decides the training of the dual variant.
+
+    Raises:
+        ValueError: if there is no such image score, or the rate is too high for the weight decay.
+    """
+    if image_score not in get_args(ImageScore):
+        msg = f"image_score={image_score!r}: expected one of {', '.join(get_args(ImageScore))}."
+        raise ValueError(msg)
+    if learning_rate * WEIGHT_DECAY >= 1:
+        msg = f"learning_rate={learning_rate:g}: variant='dual' takes less than {1 / WEIGHT_DECAY:g}, like 4e-3."
+        raise ValueError(msg)
+
+
 class DualTraining:
     """What happens to the dual model while it is trained; Lightning's hooks call it.
 
@@ -87,15 +101,9 @@ class DualTraining:
         model: what is trained.
         seed: of the choice of held-out images.
         image_score: images are judged by their ``defects``, as a ``whole``, or, if ``auto``, as held-out images say.
-
-    Raises:
-        ValueError: if ``image_score`` is none of these.
     """
 
     def __init__(self, model: DualModel, seed: int, image_score: ImageScore = "auto") -> None:
-        if image_score not in get_args(ImageScore):
-            msg = f"image_score={image_score!r}: expected one of {', '.join(get_args(ImageScore))}."
-            raise ValueError(msg)
         self.model = model
         self.seed = seed
         self.image_score = image_score
@@ -117,11 +125,8 @@ class DualTraining:
         """Return Muon over both cloners and one cycle of its rate over all steps.
 
         Raises:
-            ValueError: if nothing says how many steps there are, or the rate is too high.
+            ValueError: if nothing says how many steps there are.
         """
-        if learning_rate * WEIGHT_DECAY >= 1:
-            msg = f"learning_rate={learning_rate:g}: variant='dual' takes less than {1 / WEIGHT_DECAY:g}, like 4e-3."
-            raise ValueError(msg)
         steps = trainer.estimated_stepping_batches
         if steps == float("inf"):
             msg = (

@@ -38,7 +38,7 @@ from kd_multiresolution.checkpoint import (
 from kd_multiresolution.convergence import ConvergenceStopping
 from kd_multiresolution.discrepancy import discrepancy_terms, weighted_sum
 from kd_multiresolution.dual import DualModel
-from kd_multiresolution.dual_training import IMAGE_SIZE, DualTraining
+from kd_multiresolution.dual_training import IMAGE_SIZE, DualTraining, check_dual_training
 from kd_multiresolution.dual_training import LEARNING_RATE as DUAL_LEARNING_RATE
 from kd_multiresolution.finite import SICK_IMAGE, NonFiniteError
 from kd_multiresolution.image_files import ImageFileCheck
@@ -209,6 +209,9 @@ class KdMultiresolution(AnomalibModule):
             if number is not None and not 0 < number < float("inf"):
                 msg = f"{name}={number!r}: expected a number above 0."
                 raise ValueError(msg)
+        learning_rate = learning_rate or (DUAL_LEARNING_RATE if variant == "dual" else LEARNING_RATE)
+        if variant == "dual":
+            check_dual_training(image_score, learning_rate)
         default_size = IMAGE_SIZE if variant == "dual" else DEFAULT.image_size
         size = default_size if image_size is None else image_size
         size = (size, size) if isinstance(size, int) else (size[0], size[1])
@@ -225,7 +228,7 @@ class KdMultiresolution(AnomalibModule):
             pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
         )
         self.epochs = epochs
-        self.learning_rate = learning_rate or (DUAL_LEARNING_RATE if variant == "dual" else LEARNING_RATE)
+        self.learning_rate = learning_rate
         self.training_cache = TrainingCache(cache, memory=cache_memory, folder=cache_folder)
         self.seed = seed
         self._first_epoch = self._trained_epochs = 0

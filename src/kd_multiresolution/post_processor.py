@@ -44,7 +44,7 @@ class NormalScores:
 
     def bound(self, rate: float) -> float:
         """Return what one more image's score exceeds with this probability, if scores have a normal distribution."""
-        quantile = float(stats.t.ppf(1 - rate, self.count - 1))
+        quantile = float(stats.t.isf(rate, self.count - 1))
         return self.mean + quantile * self.deviation * math.sqrt(1 + 1 / self.count)
 
 
@@ -120,7 +120,8 @@ class FalseAlarmPostProcessor(UnclampedPostProcessor):
     def set_normal_scores(self, scores: NormalScores, peaks: NormalScores) -> None:
         """Set thresholds and ranges from normal images, by Student's prediction bound for one more image.
 
-        For scores with a normal distribution, it is exceeded at the stated rate however few images there are.
+        It is exceeded at the stated rate however few images there are, if scores have a normal distribution and these
+        images are as new to the cloners as that one.
 
         Args:
             scores: of the images.

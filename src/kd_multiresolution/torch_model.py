@@ -342,15 +342,20 @@ def checked_images(images: Tensor, source: Source, dtype: torch.dtype) -> Tensor
     return plain.to(dtype).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
 
 
-def check_image_size(image_size: Sequence[int], source: Source) -> None:
+def check_image_size(image_size: Sequence[int], source: Source, positions: int = 1) -> None:
     """Check that every level of the source covers the image exactly.
+
+    Args:
+        image_size: height and width in pixels.
+        source: the network.
+        positions: of the last level, per side, that the size in the error has at least.
 
     Raises:
         ValueError: if height or width is not a positive multiple of the source's stride.
     """
     stride = source.stride
     if any(side < stride or side % stride for side in image_size):
-        fitting = tuple(max(round(side / stride), 1) * stride for side in image_size)
+        fitting = tuple(max(round(side / stride), positions) * stride for side in image_size)
         msg = (
             f"image_size={tuple(image_size)}: height and width must be multiples of {stride}, the stride of source "
             f"{source.name!r} at {source.levels[-1].name}; for example {fitting}."

@@ -34,6 +34,8 @@ def test_every_map_has_a_row_and_is_drawn(tmp_path: Path, capsys: pytest.Capture
     stored = json.loads((tmp_path / "out.json").read_text())
     assert [row["map"] for row in stored["rows"]] == rows
     assert [name for name, _ in stored["weights"]] == [*FAMILIES, *FAMILIES[1:], *FAMILIES, *FAMILIES]
+    with pytest.raises(ValueError, match=r"1 images were held out of the training, of which 'bottle' has 0"):
+        dual_families.read_all(model, ["elsewhere.png"], data)
     picture = Image.open(tmp_path / "out.png")
     assert picture.width == 8 * 160
     assert picture.height == 2 * 170 + 40

@@ -92,16 +92,23 @@ def test_models_of_a_seed_train_on_the_same_images(mvtec: Path) -> None:
 
 
 @pytest.mark.usefixtures("cached")
-def test_a_trial_measures_every_epoch_asked_for_outside_its_time(mvtec: Path, tmp_path: Path) -> None:
-    trial = replace(TRIAL, model="stfpm", epochs=2, curve=1)
+@pytest.mark.parametrize(
+    ("name", "epochs", "interval", "points"), [("stfpm", 2, 1, [1, 2]), ("stfpm", 1, 2, [1]), ("dual", 2, 1, [1, 2])]
+)
+def test_a_trial_measures_every_epoch_asked_for_and_the_last_outside_its_time(
+    mvtec: Path, tmp_path: Path, name: str, epochs: int, interval: int, points: list[int]
+) -> None:
+    trial = replace(TRIAL, model=name, epochs=epochs, curve=interval)
     result = run(trial, mvtec, tmp_path / "model.ckpt")
-    assert [point["epochs"] for point in result["curve"]] == [1, 2]
-    assert result["curve"][0]["seconds"] < result["curve"][1]["seconds"] <= result["fit_seconds"]
+    assert [point["epochs"] for point in result["curve"]] == points
+    seconds = [0, *(point["seconds"] for point in result["curve"])]
+    assert sorted(set(seconds)) == seconds
+    assert seconds[-1] <= result["fit_seconds"]
     # The last point and the test see the same model.
-    for name in ("image_AUROC", "pixel_AUROC", "AUPRO"):
-        assert result["curve"][1][name] == pytest.approx(result["metrics"][name], abs=1e-6)
+    for metric in ("image_AUROC", "pixel_AUROC", "AUPRO"):
+        assert result["curve"][-1][metric] == pytest.approx(result["metrics"][metric], abs=1e-6)
     assert result["images"]["train"] == 8
-    assert result["epochs"] == 2
+    assert result["epochs"] == epochs
     assert result["checkpoint_mib"] == (tmp_path / "model.ckpt").stat().st_size / 2**20
     assert 0 < result["test_seconds"] < 100
     assert result["peak_mib"] > 100
@@ -178,7 +185,17 @@ def test_a_model_that_does_not_take_a_batch_stops_nobody(
     assert "- torch, patchcore, batch 2: ValueError: one image at a time" in table
 
 
-def test_epochs_of_a_model_that_has_one_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("epochs", "message"), [("padim=3", "padim sees each image once"), ("dual=0", "dual=0: expected 1 epoch or more")]
+)
+def test_epochs_that_a_model_cannot_have_are_refused(
+    epochs: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        peers.main(["--data", ".", "--epochs", "padim=3"])
-    assert "padim sees each image once" in capsys.readouterr().err
+        peers.main(["--data", ".", "--epochs", epochs])
+    assert message in capsys.readouterr().err
+
+
+def test_a_command_with_nothing_to_run_writes_its_table(tmp_path: Path) -> None:
+    assert peers.main(["--data", ".", "--models", "efficient_ad", "--output", str(tmp_path / "new")]) == 0
+    assert "EfficientAD is left out" in (tmp_path / "new" / "peers.md").read_text()
