@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from kd_multiresolution.dual import FAMILIES, ChannelError, DualModel, top_mean
-from kd_multiresolution.dual_cloners import LevelConv, Standardization
+from kd_multiresolution.dual_cloners import SMALLEST_DEVIATION, LevelConv, Standardization
 from kd_multiresolution.dual_training import (
     FEWEST_TO_JUDGE_BY,
     PAINTED,
@@ -361,6 +361,35 @@ def test_channel_error_is_one_on_normal_images() -> None:
     dead = ChannelError(2)
     dead.set(torch.tensor([0.0, 1.0]))
     assert dead(torch.ones(1, 2, 1, 1)) < 1.001e4, "a dead channel is not divided by zero"
+
+
+def test_each_map_of_normal_images_is_one_on_average_and_compares_who_it_says() -> None:
+    model, images = DualModel("light_vgg"), pictures(6)
+    calibrated(model, images)
+    features = model.source(images)
+    local, overall = model.predictions(features)
+    for source, near, far, value, disagreement in zip(
+        features[1:], local, overall, [*model.value, None], model.disagreement, strict=True
+    ):
+        for error, difference in ((disagreement, near - far), (value, source - near)):
+            if error is not None:
+                mean_square = difference.square().mean((0, 2, 3))
+                least = SMALLEST_DEVIATION * mean_square.mean().sqrt()  # of a channel that is always zero
+                torch.testing.assert_close(error.root_mean_square, mean_square.sqrt().clamp_min(least))
+
+
+def test_global_cloner_knows_of_an_image_what_its_code_says(model: DualModel) -> None:
+    codes = []
+    handle = model.global_cloner.to_code.register_forward_hook(
+        lambda module, given, code: codes.append(code) or torch.ones_like(code)
+    )
+    features = model.source(pictures(2))
+    predicted = model.predictions(features)[1]
+    handle.remove()
+    assert codes[0].flatten(1).shape == (2, 64)
+    assert not codes[0][0].allclose(codes[0][1]), "two pictures, two codes"
+    for level in predicted:
+        torch.testing.assert_close(level[0], level[1])
 
 
 def test_channels_count_alike_in_half_precision() -> None:

@@ -18,7 +18,8 @@ from torchvision.utils import save_image
 
 from kd_multiresolution import KdMultiresolution
 from kd_multiresolution.dual import DualModel
-from kd_multiresolution.dual_training import held_out_images, mean_and_deviation
+from kd_multiresolution.dual_training import STEPS, held_out_images, mean_and_deviation
+from kd_multiresolution.painted_defects import out_of_focus
 from kd_multiresolution.post_processor import FalseAlarmPostProcessor, NormalScores
 
 SIZE = 64
@@ -212,6 +213,7 @@ def test_anomalibs_own_post_processor_works_on_top(pictures: Path, tmp_path: Pat
 
 
 def test_number_of_epochs_follows_from_the_steps(pictures: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    assert STEPS == 1400, "as documented"
     monkeypatch.setattr("kd_multiresolution.dual_training.STEPS", 7)
     runner = engine(tmp_path / "steps")
     runner.fit(model(epochs=None), datamodule=data(pictures))
@@ -233,6 +235,17 @@ def test_rate_falls_to_zero_with_the_last_step(pictures: Path, tmp_path: Path) -
     engine(tmp_path, callbacks=[Watch()]).fit(model(epochs=2, learning_rate=1e-2), datamodule=data(pictures))
     assert max(rates) == pytest.approx(1e-2, rel=0.1)
     assert rates[-1] < 1e-6
+
+
+def test_weights_decay_as_documented(pictures: Path, tmp_path: Path) -> None:
+    network = model(epochs=1)
+
+    class Watch(Callback):
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            assert [group["weight_decay"] for group in optimizer.param_groups] == [1.0]
+
+    engine(tmp_path, callbacks=[Watch()]).fit(network, datamodule=data(pictures))
+    assert not network._dual._normal, "features of held-out images are freed"
 
 
 @pytest.mark.parametrize("export_type", ["onnx", "openvino"])
@@ -303,6 +316,11 @@ class Compared(Callback):
                 features = pl_module.model.source(pl_module.model.checked_images(images))
             for ours, kept in zip(features, dual._normal, strict=True):
                 assert kept.dtype == torch.float32
+                assert ours.float().sum().isclose(kept.sum(), rtol=1e-5) == close
+            blurred = out_of_focus(images)
+            with torch.no_grad(), context:
+                features = pl_module.model.source(blurred)
+            for ours, kept in zip(features, dual._blurred, strict=True):
                 assert ours.float().sum().isclose(kept.sum(), rtol=1e-5) == close
 
 
