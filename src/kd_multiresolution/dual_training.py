@@ -172,10 +172,10 @@ class DualTraining:
         with torch.random.fork_rng():
             for batch_paths, images, features in batches:
                 check_finite(images, batch_paths)
-                out, fitted = self._split(batch_paths)
-                kept.update(
-                    {batch_paths[i]: [images[i].clone(), *(level[i].clone() for level in features)] for i in out}
-                )
+                for i, path in enumerate(batch_paths):
+                    if path in self.held_out:
+                        kept[path] = [images[i].clone(), *(level[i].clone() for level in features)]
+                fitted = self.fitted(batch_paths)
                 moments.add([level[fitted] for level in features])
                 empty = [images[:0], *(level[:0] for level in features)]
         # In the order of their paths, on which the last digits of sums depend.
@@ -231,18 +231,6 @@ class DualTraining:
                 )
                 raise ValueError(msg)
 
-    def losses(self, features: Sequence[Tensor], paths: Sequence[str]) -> dict[str, Tensor]:
-        """Return the loss of either cloner over those images of a batch that are not held out.
-
-        Args:
-            features: the source's, (N, C_i, H_i, W_i) per critical point.
-            paths: the images' paths, N.
-        """
-        _, fitted = self._split(paths)
-        # A batch of held-out images alone must not move the cloners, but other processes wait for its gradient.
-        losses = dual_losses(self.model, [level[fitted or [0]] for level in features])
-        return {name: loss * bool(fitted) for name, loss in losses.items()}
-
     def calibrate(self, step: int, reduce: Reduce) -> tuple[NormalScores, NormalScores] | None:
         """Do as :func:`calibrate` with the held-out images, but where that was done after the same step.
 
@@ -266,10 +254,9 @@ class DualTraining:
         self.calibrated_after = -1
         self._normal, self._blurred, self._defective = [], [], []
 
-    def _split(self, paths: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Return the indices of the held-out images and of the others."""
-        out = [index for index, path in enumerate(paths) if path in self.held_out]
-        return out, [index for index, path in enumerate(paths) if path not in self.held_out]
+    def fitted(self, paths: Sequence[str]) -> list[int]:
+        """Return the indices of those images that the cloners learn from: of all that are not held out."""
+        return [index for index, path in enumerate(paths) if path not in self.held_out]
 
 
 class ChannelMoments:

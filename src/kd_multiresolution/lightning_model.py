@@ -38,7 +38,7 @@ from kd_multiresolution.checkpoint import (
 from kd_multiresolution.convergence import ConvergenceStopping
 from kd_multiresolution.discrepancy import discrepancy_terms, weighted_sum
 from kd_multiresolution.dual import DualModel
-from kd_multiresolution.dual_training import IMAGE_SIZE, DualTraining, check_dual_training
+from kd_multiresolution.dual_training import IMAGE_SIZE, DualTraining, check_dual_training, dual_losses
 from kd_multiresolution.dual_training import LEARNING_RATE as DUAL_LEARNING_RATE
 from kd_multiresolution.finite import SICK_IMAGE, NonFiniteError
 from kd_multiresolution.image_files import ImageFileCheck
@@ -425,15 +425,7 @@ class KdMultiresolution(AnomalibModule):
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> Tensor:
         """Return the mean discrepancy of the batch over all critical points."""
         del args, kwargs
-        images = self.model.checked_images(cast("Tensor", batch.image))
-        with torch.no_grad():
-            source_features = self.training_cache.source_features(self.model.source, batch, images)
-        if self._dual is not None:
-            terms = self._dual.losses(source_features, cast("list[str]", batch.image_path))
-            loss = torch.stack([*terms.values()]).sum()
-        else:
-            terms = discrepancy_terms(source_features, self._paper.cloner(images), self._paper.terms)
-            loss = weighted_sum(terms, self._paper.known_value_weight).mean()
+        terms, loss = self._paper_losses(batch) if self._dual is None else self._dual_losses(self._dual, batch)
         losses = {"loss": loss.detach(), **{name: term.detach().mean() for name, term in terms.items()}}
         for name, mean in losses.items():
             self.log(
@@ -446,6 +438,27 @@ class KdMultiresolution(AnomalibModule):
                 sync_dist=True,
             )
         return loss
+
+    def _paper_losses(self, batch: ImageBatch) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the terms of the discrepancy, (N,) each, and what is minimised."""
+        images = self.model.checked_images(cast("Tensor", batch.image))
+        with torch.no_grad():
+            features = self.training_cache.source_features(self.model.source, batch.image_path, images)
+        terms = discrepancy_terms(features, self._paper.cloner(images), self._paper.terms)
+        return terms, weighted_sum(terms, self._paper.known_value_weight).mean()
+
+    def _dual_losses(self, dual: DualTraining, batch: ImageBatch) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the loss of either cloner, and what is minimised."""
+        paths = cast("list[str]", batch.image_path)
+        fitted = dual.fitted(paths)
+        # A batch of held-out images alone must not move the cloners, but other processes wait for its gradient.
+        rows = fitted or [0]
+        images = self.model.checked_images(cast("Tensor", batch.image)[rows])
+        with torch.no_grad():
+            features = self.training_cache.source_features(self.model.source, [paths[row] for row in rows], images)
+        losses = dual_losses(dual.model, features)
+        terms = {name: loss * bool(fitted) for name, loss in losses.items()}
+        return terms, torch.stack([*terms.values()]).sum()
 
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: ImageBatch, batch_idx: int) -> None:
         """Validate in the epoch in which training stops."""
@@ -563,7 +576,7 @@ class KdMultiresolution(AnomalibModule):
             paths = cast("list[str]", batch.image_path)
             # As in a training step, which compares them with its own.
             with torch.no_grad(), self.trainer.precision_plugin.train_step_context():
-                features = self.training_cache.source_features(self.model.source, batch, images)
+                features = self.training_cache.source_features(self.model.source, paths, images)
             yield paths, images, [level.to(images.dtype) for level in features]
 
     def _training_batches(self) -> Iterator[Any]:

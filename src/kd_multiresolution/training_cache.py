@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from anomalib.data import AnomalibDataModule, AnomalibDataset, ImageBatch
+from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -41,20 +42,20 @@ class TrainingCache(Callback):
         self.features: FeatureCache | None = None
         self._replaced: tuple[AnomalibDataModule, object] | None = None
 
-    def source_features(self, source: FeatureCache.Source, batch: ImageBatch, images: Tensor) -> list[Tensor]:
-        """Return the source's features of a training batch.
+    def source_features(self, source: FeatureCache.Source, paths: Sequence[str] | None, images: Tensor) -> list[Tensor]:
+        """Return the source's features of training images.
 
         Args:
             source: the source.
-            batch: the batch, for its paths.
-            images: its images, (N, 3, H, W).
+            paths: the images' paths, N, if they have any.
+            images: (N, 3, H, W).
 
         Returns:
             One (N, C_i, H_i, W_i) tensor per critical point.
         """
-        if self.features is None or batch.image_path is None:
+        if self.features is None or paths is None:
             return source(images)
-        return self.features.features(batch.image_path, images)
+        return self.features.features(paths, images)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Have the data module's training images read, if they stay the same and fit into half of the memory.
