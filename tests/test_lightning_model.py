@@ -13,6 +13,7 @@ from anomalib.data import Folder, ImageBatch
 from anomalib.engine import Engine
 from anomalib.pre_processing import PreProcessor
 from lightning import seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer
 from sklearn.metrics import roc_auc_score
 from torchvision.transforms.v2 import Resize
 from torchvision.utils import save_image
@@ -224,6 +225,19 @@ def test_export_of_smooth_grad_and_of_a_source_without_rules_is_refused(tmp_path
 
 def test_epochs_hold_where_only_the_time_is_limited(pictures: Path, tmp_path: Path) -> None:
     assert fit(model(epochs=2), pictures, tmp_path, max_time="00:01:00:00").trainer.current_epoch == 2
+
+
+@pytest.mark.parametrize(("variant", "epochs"), [("paper", [10, 20, 21]), ("dual", [20, 21])])
+def test_most_epochs_go_without_validation(pictures: Path, tmp_path: Path, variant: str, epochs: list[int]) -> None:
+    validated = []
+
+    class Watch(Callback):
+        def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            validated.append(trainer.current_epoch + 1)
+
+    network = model(variant=variant, epochs=21)
+    engine(tmp_path, callbacks=[Watch()]).fit(network, datamodule=data(pictures))
+    assert validated == epochs
 
 
 def test_normalisation_keeps_the_order_beyond_the_validation_range() -> None:

@@ -64,7 +64,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT = PRESETS["mvtec"]
 LIGHTNING_MAX_EPOCHS = 1000  # what Lightning sets when a user names neither epochs nor steps
-VALIDATION_INTERVAL = 10  # epochs
+VALIDATION_INTERVAL = {"paper": 10, "dual": 20}  # epochs; a validation takes about as long as two of them
 EPOCH_SEEDS = 1_000_003  # seeds of the epochs of two trainings must not meet
 
 # While a checkpoint is loaded its own weights are on their way: the source's need not be fetched first.
@@ -420,7 +420,7 @@ class KdMultiresolution(AnomalibModule):
             self._seed_epoch(self.trainer.current_epoch)
         if self._validates_sparsely():
             is_last = self.trainer.current_epoch + 1 == self.trainer.max_epochs
-            self.trainer.check_val_every_n_epoch = 1 if is_last else VALIDATION_INTERVAL
+            self.trainer.check_val_every_n_epoch = 1 if is_last else VALIDATION_INTERVAL[self.variant]
 
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> Tensor:
         """Return the mean discrepancy of the batch over all critical points."""
@@ -634,7 +634,7 @@ class KdMultiresolution(AnomalibModule):
     def _validates_sparsely(self) -> bool:
         """Whether the user left validation at Lightning's default, and the last epoch can be told beforehand."""
         bounded = self.trainer.max_steps == -1 and self.trainer.max_epochs not in {None, -1}
-        return bounded and self.trainer.check_val_every_n_epoch in {1, VALIDATION_INTERVAL}
+        return bounded and self.trainer.check_val_every_n_epoch in {1, VALIDATION_INTERVAL[self.variant]}
 
     def _seed_epoch(self, epoch: int) -> None:
         # anomalib's command line takes --seed_everything, and does not call it.
