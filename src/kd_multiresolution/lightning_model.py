@@ -64,7 +64,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT = PRESETS["mvtec"]
 LIGHTNING_MAX_EPOCHS = 1000  # what Lightning sets when a user names neither epochs nor steps
-VALIDATION_INTERVAL = {"paper": 10, "dual": 20}  # epochs; a validation takes about as long as two of them
+VALIDATION_INTERVAL = {"paper": 10, "dual": 20}  # epochs; a validation takes as long as three of the dual ones
 EPOCH_SEEDS = 1_000_003  # seeds of the epochs of two trainings must not meet
 
 # While a checkpoint is loaded its own weights are on their way: the source's need not be fetched first.
