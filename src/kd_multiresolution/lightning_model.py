@@ -129,7 +129,8 @@ class KdMultiresolution(AnomalibModule):
             once, kept in that precision; null: in every epoch. Images that augmentation changes are never kept.
         cache_memory: GiB of memory for images, which may take half of it, and features; features that exceed it go
             into a file that vanishes with the training. The dual variant holds the features of up to 64 held-out
-            images, and of as many out of focus and with painted defects, besides.
+            images, and of as many out of focus and with painted defects, besides: a third of a GiB for ResNet-18 at 256
+            pixels.
         cache_folder: folder of that file. Default: the system's folder for temporary files.
         seed: seed of the cloner's initial weights, of a random source, and, unless Lightning's ``seed_everything`` was
             called, of the order of the training images, which follows from seed and epoch.
