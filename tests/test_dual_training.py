@@ -237,15 +237,19 @@ def test_rate_falls_to_zero_with_the_last_step(pictures: Path, tmp_path: Path) -
     assert rates[-1] < 1e-6
 
 
-def test_weights_decay_as_documented(pictures: Path, tmp_path: Path) -> None:
+def test_weights_decay_as_documented_and_held_out_features_are_freed(pictures: Path, tmp_path: Path) -> None:
     network = model(epochs=1)
+    decays, held = [], []
 
     class Watch(Callback):
         def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-            assert [group["weight_decay"] for group in optimizer.param_groups] == [1.0]
+            decays.extend(group["weight_decay"] for group in optimizer.param_groups)
+            held.append(len(pl_module._dual._normal))
 
     engine(tmp_path, callbacks=[Watch()]).fit(network, datamodule=data(pictures))
-    assert not network._dual._normal, "features of held-out images are freed"
+    assert set(decays) == {1.0}
+    assert min(held) > 0
+    assert not network._dual._normal
 
 
 @pytest.mark.parametrize("export_type", ["onnx", "openvino"])
@@ -340,6 +344,10 @@ def test_statistics_over_processes_are_those_of_all_rows() -> None:
     assert count == 20
     torch.testing.assert_close(mean, rows.mean(0))
     torch.testing.assert_close(deviation, rows.std(0))
+
+
+def test_the_smallest_rate_has_a_finite_bound() -> None:
+    assert NormalScores(mean=1.0, deviation=0.5, count=20).bound(0.01) < NormalScores(1.0, 0.5, 20).bound(1e-17) < 1e3
 
 
 @pytest.mark.parametrize("count", [3, 30])
