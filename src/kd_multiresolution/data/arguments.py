@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from anomalib.data.utils import TestSplitMode, ValSplitMode
 
-from kd_multiresolution.arguments import check_seed, check_types
+from kd_multiresolution.plugin.arguments import check_seed, check_types
 
 SMALLEST = {"train_batch_size": 1, "eval_batch_size": 1, "num_workers": 0, "pictures_per_class": 0}
 MODES: dict[str, type[Enum]] = {"test_split_mode": TestSplitMode, "val_split_mode": ValSplitMode}

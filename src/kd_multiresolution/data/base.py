@@ -22,7 +22,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import Transform
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
-from kd_multiresolution.image_files import READING_ERRORS, check_depth
+from kd_multiresolution.plugin.image_files import READING_ERRORS, check_depth
 
 logger = logging.getLogger(__name__)
 

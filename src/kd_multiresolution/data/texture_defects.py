@@ -21,9 +21,9 @@ from anomalib.utils.path import resolve_dataset_root
 from PIL import Image
 from torchvision.transforms.v2 import Transform
 
-from kd_multiresolution.arguments import check_seed
 from kd_multiresolution.data.arguments import check_data_arguments
 from kd_multiresolution.data.defect_drawing import KINDS, Grey, draw_defect
+from kd_multiresolution.plugin.arguments import check_seed
 
 CATEGORIES = ("brick", "grass", "gravel")
 VERSION = 1
