@@ -14,7 +14,7 @@ from PIL import Image
 import dual_families
 from kd_multiresolution import KdMultiresolution
 from kd_multiresolution.data.texture_defects import ensure_written
-from kd_multiresolution.dual import FAMILIES
+from kd_multiresolution.dual.torch_model import FAMILIES
 
 
 def test_every_map_has_a_row_and_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

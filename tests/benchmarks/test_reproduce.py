@@ -21,7 +21,7 @@ import reproduce
 from kd_multiresolution import KdMultiresolution
 from kd_multiresolution.data import BrainMRI
 from kd_multiresolution.data.texture_defects import ensure_written
-from kd_multiresolution.torch_model import ANOMALY_MAPS
+from kd_multiresolution.paper.torch_model import ANOMALY_MAPS
 from reproduction.experiment import fingerprint, pre_processor
 from reproduction.results import Results
 from reproduction.settings import MAPS, PAPER_MAPS, SCORES, Settings

@@ -226,7 +226,7 @@ class KdMultiresolutionModel(nn.Module):
         self.check_explicit_backward()
 
     def check_explicit_backward(self) -> None:
-        """Raise a ``ValueError`` if the gradient leads through a source that has an operator without a backward rule."""
+        """Raise a ``ValueError`` if the gradient leads through a source with an operator without a backward rule."""
         if self.anomaly_map not in {None, "discrepancy"} and self.attribution_path == "both":
             _ = self.recorded_source
 
