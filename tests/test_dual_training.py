@@ -17,9 +17,9 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torchvision.utils import save_image
 
 from kd_multiresolution import KdMultiresolution
-from kd_multiresolution.dual.torch_model import DualModel
 from kd_multiresolution.dual.calibration import STEPS, held_out_images, mean_and_deviation
 from kd_multiresolution.dual.painted_defects import out_of_focus
+from kd_multiresolution.dual.torch_model import DualModel
 from kd_multiresolution.plugin.post_processor import FalseAlarmPostProcessor, NormalScores
 
 SIZE = 64
