@@ -14,7 +14,7 @@ from benchmarks.write_configs import render
 from kd_multiresolution import KdMultiresolution
 from kd_multiresolution.paper.presets import LEARNING_RATE, PRESETS
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 OTHERS = {"demo": "TextureDefects", "dual": "MVTecAD", "folder": "parts"}
 BENCHMARK = CONFIGS / "benchmark.yaml"
 TRAINING_CONFIGS = sorted(set(CONFIGS.glob("*.yaml")) - {BENCHMARK})
