@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from anomalib.data import Folder, ImageBatch
+from anomalib.data import Folder
 from anomalib.engine import Engine
 from anomalib.pre_processing import PreProcessor
 from lightning import seed_everything
@@ -19,7 +19,6 @@ from torchvision.transforms.v2 import Resize
 from torchvision.utils import save_image
 
 from kd_multiresolution import ConvergenceStopping, KdMultiresolution
-from kd_multiresolution.plugin.post_processor import RankEvaluator, UnclampedPostProcessor, bounded
 
 
 @pytest.fixture(scope="module")
@@ -238,35 +237,6 @@ def test_most_epochs_go_without_validation(pictures: Path, tmp_path: Path, varia
     network = model(variant=variant, epochs=21)
     engine(tmp_path, callbacks=[Watch()]).fit(network, datamodule=data(pictures))
     assert validated == epochs
-
-
-def test_normalisation_keeps_the_order_beyond_the_validation_range() -> None:
-    processor = UnclampedPostProcessor()
-    scores = torch.tensor([0.0, 0.9, 1.0, 1.5, 2.0, 5.0, 50.0])
-    limits = (torch.tensor(0.9), torch.tensor(1.1), torch.tensor(1.0))
-    normalised = processor._normalize(scores, *limits)
-    assert (normalised.diff() > 0).all()
-    assert normalised[2] == 0.5
-    assert 0 < normalised.min() <= normalised.max() < 1
-    flat = processor._normalize(scores, *(torch.tensor(1.0),) * 3)
-    assert (flat.diff() > 0).all()
-    without = torch.tensor(float("nan"))
-    assert torch.equal(processor._normalize(scores, without, without, without), scores)
-    assert processor._normalize(None, *limits) is None
-
-
-def test_metrics_see_bounded_scores_and_the_batch_stays_as_it_is() -> None:
-    evaluator = KdMultiresolution.configure_evaluator()
-    assert isinstance(evaluator, RankEvaluator)
-    batch = ImageBatch(
-        image=torch.zeros(4, 3, 8, 8), gt_label=torch.tensor([0, 0, 1, 1]),
-        pred_score=torch.tensor([0.2, 30.0, 1.2, 90.0]), pred_label=torch.tensor([0, 1, 1, 1]),
-    )  # fmt: skip
-    evaluator.on_test_batch_end(None, None, None, batch, 0)
-    assert batch.pred_score.tolist() == pytest.approx([0.2, 30.0, 1.2, 90.0])
-    auroc = next(metric for metric in evaluator.test_metrics if metric.name == "image_AUROC")
-    assert auroc.compute() == pytest.approx(0.75)
-    assert bounded(torch.tensor([-1.0, 0.0, 3.0])).tolist() == [-0.5, 0.0, 0.75]
 
 
 def test_a_pre_processor_of_ones_own(pictures: Path, tmp_path: Path) -> None:
