@@ -212,9 +212,10 @@ class KdMultiresolution(PluginModule, AnomalibModule):
         return adam(self.model.cloner.parameters(), self.learning_rate)
 
     def on_fit_start(self) -> None:
-        """Set the number of epochs if the user did not."""
+        """Set the number of epochs if the user did not, and seed the first one."""
         super().on_fit_start()
         limit_epochs(self.trainer, self.epochs, lambda _: DEFAULT.epochs)
+        self.epoch_seeds.seed_first()
 
     def on_train_start(self) -> None:
         """Measure the value weight if it is ``auto``; a resumed training has it."""

@@ -31,11 +31,6 @@ class EpochSeeds(Callback):
         if trainer.state.fn == TrainerFn.FITTING:
             self.first_epoch = checkpoint["epoch"] + 1
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Seed the first epoch: Lightning asks for its batches before it starts."""
-        del trainer, pl_module
-        self.seed_first()
-
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed the epoch, but not the first one again, whose first batches have been asked for."""
         del pl_module
@@ -48,7 +43,7 @@ class EpochSeeds(Callback):
         self.first_epoch = 0
 
     def seed_first(self) -> None:
-        """Seed the first epoch, for whoever asks for its batches earlier still."""
+        """Seed the first epoch, once, before Lightning asks for its batches; it does so before the epoch starts."""
         self._seed(self.first_epoch)
 
     def _seed(self, epoch: int) -> None:
