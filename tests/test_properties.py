@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kd_multiresolution import AnomalyMapGenerator, KdMultiresolutionModel, discrepancy
-from kd_multiresolution.paper.discrepancy import local_discrepancy
 from kd_multiresolution.dual.torch_model import DualModel
+from kd_multiresolution.paper.discrepancy import local_discrepancy
 from kd_multiresolution.plugin.finite import NonFiniteError
 from kd_multiresolution.plugin.post_processor import UnclampedPostProcessor
 

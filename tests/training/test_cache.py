@@ -1,38 +1,17 @@
-"""Reading images once, and the allocator's setting."""
+"""Reading images once."""
 
 from __future__ import annotations
 
-import resource
-import sys
 from pathlib import Path
 
 import anomalib.data.datasets.base.image as anomalib_images
 import pytest
-import torch
 from anomalib.data import Folder
 from anomalib.engine import Engine
-from torch.utils.data import DataLoader, SubsetRandomSampler
 from torchvision.transforms.v2 import RandomHorizontalFlip
-from torchvision.utils import save_image
 
 from kd_multiresolution import KdMultiresolution
-from kd_multiresolution.training.allocator import hold_freed_memory, release_freed_memory
-from kd_multiresolution.training.image_memory import RememberedImages, remembering_loader
-
-NUM_IMAGES = 6
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Folder:
-    (tmp_path / "good").mkdir()
-    (tmp_path / "defect").mkdir()
-    for i in range(NUM_IMAGES):
-        save_image(torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(i)), tmp_path / "good" / f"{i}.png")
-    save_image(torch.ones(3, 40, 40), tmp_path / "defect" / "0.png")
-    return Folder(
-        "noise", root=tmp_path, normal_dir="good", abnormal_dir="defect", normal_test_dir="defect",
-        train_batch_size=4, eval_batch_size=4, num_workers=0, val_split_mode="same_as_test",
-    )  # fmt: skip
+from tests.training.conftest import NUM_IMAGES
 
 
 @pytest.fixture
@@ -76,46 +55,3 @@ def test_augmented_images_are_read_in_every_epoch(data: Folder, reads: list[str]
     data.train_augmentations = RandomHorizontalFlip()
     fit(data, tmp_path)
     assert len([path for path in reads if "good" in path]) >= 3 * NUM_IMAGES
-
-
-@pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_remembered_batches_are_the_loaders_own(data: Folder, shuffle: bool, workers: int) -> None:
-    data.setup()
-    dataset = data.train_data
-    original = DataLoader(dataset, batch_size=4, shuffle=shuffle, num_workers=workers, collate_fn=dataset.collate_fn)
-    remembering = remembering_loader(original, memory=1.0, progress=False)
-    assert isinstance(remembering.dataset, RememberedImages)
-    for seed in range(2):
-        torch.manual_seed(seed)
-        expected = list(original)
-        torch.manual_seed(seed)
-        for batch, other in zip(remembering, expected, strict=True):
-            assert batch.image_path == other.image_path
-            assert torch.equal(batch.image, other.image)
-            assert torch.equal(batch.gt_label, other.gt_label)
-
-
-def test_a_loader_with_an_order_of_its_own_is_left_alone(data: Folder) -> None:
-    data.setup()
-    dataset = data.train_data
-    loader = DataLoader(dataset, sampler=SubsetRandomSampler([0, 2]), collate_fn=dataset.collate_fn)
-    assert remembering_loader(loader, memory=1.0, progress=False) is loader
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the setting is glibc's")
-def test_held_memory_is_not_asked_for_again() -> None:
-    def faults() -> int:
-        """Return the page faults of using the same large piece of memory five times."""
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(5):
-            torch.zeros(2**26)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    if not hold_freed_memory():
-        pytest.skip("the setting is glibc's")
-    faults()
-    held = faults()
-    release_freed_memory()
-    released = faults()
-    assert held < released / 10
