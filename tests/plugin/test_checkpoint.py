@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import re
 import socket
@@ -11,17 +12,18 @@ from typing import Any
 
 import pytest
 import torch
+from anomalib.cli.cli import AnomalibCLI
 from anomalib.data import Folder
 from anomalib.engine import Engine
-from anomalib.models import Padim
+from anomalib.models import AnomalibModule, Padim
 from torchvision.utils import save_image
 
-from kd_multiresolution import KdMultiresolution, __version__
-from kd_multiresolution.plugin.checkpoint import ARGUMENTS, FORMATS, KEY, OLDEST_DUAL_FORMAT
+from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual, __version__
+from kd_multiresolution.plugin.checkpoint import KEY
 from kd_multiresolution.source.network import Source
 
 SETTINGS: dict[str, Any] = {"source": "light_vgg", "image_size": 32, "epochs": 1, "visualizer": False}
-VARIANTS = ("paper", "dual")
+BOTH = (KdMultiresolution, KdMultiresolutionDual)
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +50,9 @@ def engine(folder: Path) -> Engine:
 
 @pytest.fixture(scope="module")
 def checkpoints(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A checkpoint of each variant, and one of PaDiM."""
-    networks = {variant: KdMultiresolution(variant=variant, **SETTINGS) for variant in VARIANTS}
-    networks["padim"] = Padim(
+    """A checkpoint of each model, and one of PaDiM."""
+    networks: dict[str, AnomalibModule] = {model_class.__name__: model_class(**SETTINGS) for model_class in BOTH}
+    networks["Padim"] = Padim(
         "resnet18", ["layer1"], pre_trained=False, n_features=4, visualizer=False,
         pre_processor=Padim.configure_pre_processor((32, 32)),
     )  # fmt: skip
@@ -64,10 +66,10 @@ def checkpoints(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 @pytest.fixture
 def changed(checkpoints: dict[str, Path], tmp_path: Path) -> Callable[..., Path]:
-    """A checkpoint of the paper's variant with another entry about itself."""
+    """A checkpoint of the paper's model with another entry about itself."""
 
     def change(entry: dict[str, Any] | None) -> Path:
-        checkpoint = torch.load(checkpoints["paper"], weights_only=True)
+        checkpoint = torch.load(checkpoints["KdMultiresolution"], weights_only=True)
         checkpoint[KEY] = {**checkpoint[KEY], **entry} if entry is not None else None
         torch.save(checkpoint, tmp_path / "changed.ckpt")
         return tmp_path / "changed.ckpt"
@@ -75,52 +77,154 @@ def changed(checkpoints: dict[str, Path], tmp_path: Path) -> Callable[..., Path]
     return change
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_checkpoint_says_what_the_model_was_built_with(variant: str, checkpoints: dict[str, Path]) -> None:
-    entry = torch.load(checkpoints[variant], weights_only=True)[KEY]
-    assert (entry["format"], entry["version"]) == (FORMATS[variant], __version__)
-    points = {"paper": ["pool2", "pool3", "pool4", "pool5"], "dual": ["pool2", "pool3", "pool4"]}[variant]
+@pytest.mark.parametrize("model_class", BOTH)
+def test_a_checkpoint_says_what_the_model_was_built_with(
+    model_class: type[AnomalibModule], checkpoints: dict[str, Path]
+) -> None:
+    entry = torch.load(checkpoints[model_class.__name__], weights_only=True)[KEY]
+    assert (entry["model"], entry["version"]) == (model_class.__name__, __version__)
+    expected = {
+        KdMultiresolution: (
+            4, ["pool2", "pool3", "pool4", "pool5"], {"source", "cloner", "cloner_bias", "cloner_batch_norm"},
+        ),
+        KdMultiresolutionDual: (5, ["pool2", "pool3", "pool4"], {"source"}),
+    }  # fmt: skip
+    written_format, points, arguments = expected[model_class]
+    assert entry["format"] == model_class.checkpoint_entry.format == written_format
     assert entry["built"]["critical_points"] == points
-    assert entry["built"].keys() == {*ARGUMENTS, "critical_points"}
+    assert entry["built"].keys() == {*arguments, "critical_points"}
 
 
 @pytest.mark.parametrize(
-    ("trained", "given", "message"),
+    ("trained", "model_class", "given", "message"),
     [
-        ("paper", {"source": "resnet18", "pretrained": False}, "trained with source='light_vgg', .*source='resnet18'"),
-        ("paper", {"critical_points": ["pool3", "pool4"]}, r"critical_points=\['pool2', .*built with .*\['pool3', "),
-        ("paper", {"cloner": "equal"}, "trained with cloner='compact'; .* cloner='equal'"),
-        ("paper", {"cloner_bias": True}, "cloner_bias=False"),
-        ("paper", {"cloner_batch_norm": False}, "cloner_batch_norm=True"),
-        ("paper", {"variant": "dual"}, "variant='paper'"),
-        ("dual", {"variant": "paper"}, "variant='dual'"),
-        ("dual", {"variant": "dual", "critical_points": ["pool3", "pool4"]}, r"critical_points=\['pool2'"),
-        ("padim", {}, "not a checkpoint of KdMultiresolution"),
-        ("padim", {"variant": "dual"}, "not a checkpoint of KdMultiresolution"),
+        (
+            "KdMultiresolution", KdMultiresolution, {"source": "resnet18", "pretrained": False},
+            "trained with source='light_vgg', .*source='resnet18'",
+        ),
+        (
+            "KdMultiresolution", KdMultiresolution, {"critical_points": ["pool3", "pool4"]},
+            r"critical_points=\['pool2', .*built with .*\['pool3', ",
+        ),
+        (
+            "KdMultiresolution", KdMultiresolution, {"cloner": "equal"},
+            "trained with cloner='compact'; .* cloner='equal'",
+        ),
+        ("KdMultiresolution", KdMultiresolution, {"cloner_bias": True}, "cloner_bias=False"),
+        ("KdMultiresolution", KdMultiresolution, {"cloner_batch_norm": False}, "cloner_batch_norm=True"),
+        (
+            "KdMultiresolution", KdMultiresolutionDual, {},
+            "says model KdMultiresolution: load it with KdMultiresolution, not with KdMultiresolutionDual",
+        ),
+        (
+            "KdMultiresolutionDual", KdMultiresolution, {},
+            "says model KdMultiresolutionDual: load it with KdMultiresolutionDual, not with KdMultiresolution",
+        ),
+        (
+            "KdMultiresolutionDual", KdMultiresolutionDual, {"critical_points": ["pool3", "pool4"]},
+            r"critical_points=\['pool2'",
+        ),
+        ("Padim", KdMultiresolution, {}, "not a checkpoint of KdMultiresolution:"),
+        ("Padim", KdMultiresolutionDual, {}, "not a checkpoint of KdMultiresolutionDual:"),
     ],
-)
+)  # fmt: skip
 def test_another_models_checkpoint_is_refused(
-    trained: str, given: dict[str, Any], message: str, checkpoints: dict[str, Path], pictures: Path, tmp_path: Path
-) -> None:
-    network = KdMultiresolution(**{**SETTINGS, **given})
+    trained: str, model_class: type[AnomalibModule], given: dict[str, Any], message: str, checkpoints: dict[str, Path],
+    pictures: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    network = model_class(**{**SETTINGS, **given})
     with pytest.raises(ValueError, match=message):
         engine(tmp_path).test(network, datamodule=data(pictures), ckpt_path=checkpoints[trained])
-    if trained == "paper" and "pretrained" not in given:
+    if trained != "Padim" and "pretrained" not in given:
         with pytest.raises(ValueError, match=message):
-            KdMultiresolution.load_from_checkpoint(checkpoints[trained], **given)
+            model_class.load_from_checkpoint(checkpoints[trained], **given)
 
 
 def test_a_newer_versions_checkpoint_is_refused(changed: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match=r"a later state of kd_multiresolution \(9.1\).* cannot read it"):
-        KdMultiresolution.load_from_checkpoint(changed({"format": FORMATS["paper"] + 1, "version": "9.1"}))
+        KdMultiresolution.load_from_checkpoint(
+            changed({"format": KdMultiresolution.checkpoint_entry.format + 1, "version": "9.1"})
+        )
 
 
 def test_a_dual_checkpoint_of_other_layers_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    checkpoint = torch.load(checkpoints["dual"], weights_only=True)
-    checkpoint[KEY]["format"] = OLDEST_DUAL_FORMAT - 1
+    checkpoint = torch.load(checkpoints["KdMultiresolutionDual"], weights_only=True)
+    checkpoint[KEY]["format"] = KdMultiresolutionDual.checkpoint_entry.oldest_format - 1
     torch.save(checkpoint, tmp_path / "old.ckpt")
     with pytest.raises(ValueError, match=r"earlier state .* train it again"):
-        KdMultiresolution.load_from_checkpoint(tmp_path / "old.ckpt")
+        KdMultiresolutionDual.load_from_checkpoint(tmp_path / "old.ckpt")
+
+
+@pytest.fixture
+def before_the_split(checkpoints: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
+    """Both checkpoints as they were while there was one model, in two variants."""
+    parameters = {name: one for model in BOTH for name, one in inspect.signature(model).parameters.items()}
+    components = ("pre_processor", "post_processor", "evaluator", "visualizer")
+    defaults = {name: parameter.default for name, parameter in parameters.items() if name not in components}
+    files = {}
+    for variant, name in (("paper", "KdMultiresolution"), ("dual", "KdMultiresolutionDual")):
+        checkpoint = torch.load(checkpoints[name], weights_only=True)
+        entry = checkpoint[KEY]
+        del entry["model"]
+        entry["format"] = {"paper": 3, "dual": 4}[variant]
+        others = {"cloner": "compact", "cloner_bias": False, "cloner_batch_norm": True}
+        entry["built"] = {**others, **entry["built"], "variant": variant}
+        known = checkpoint["hyper_parameters"]
+        assert "variant" not in known
+        checkpoint["hyper_parameters"] = {**defaults, **known, "variant": variant}
+        files[name] = tmp_path / f"{variant}.ckpt"
+        torch.save(checkpoint, files[name])
+    return files
+
+
+@pytest.mark.parametrize("model_class", BOTH)
+def test_a_checkpoint_that_says_variant_is_loaded_into_its_model(
+    model_class: type[AnomalibModule],
+    before_the_split: dict[str, Path],
+    checkpoints: dict[str, Path],
+    pictures: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    name = model_class.__name__
+    new = model_class.load_from_checkpoint(checkpoints[name])
+    assert not caplog.messages
+    loaded = model_class.load_from_checkpoint(before_the_split[name])
+    said = [message for message in caplog.messages if "variant" in message]
+    assert said == (
+        [] if name == "KdMultiresolutionDual"
+        else ["variant='paper' is no argument any more: use the model KdMultiresolution."]
+    )  # fmt: skip
+    assert loaded.hparams == new.hparams, "a checkpoint of it says variant no more"
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert all(torch.equal(*pair) for pair in zip(loaded.eval()(images), new.eval()(images), strict=True))
+    engine(tmp_path).test(model_class(**SETTINGS), datamodule=data(pictures), ckpt_path=before_the_split[name])
+
+
+@pytest.mark.parametrize(
+    ("trained", "model_class", "message"),
+    [
+        ("KdMultiresolutionDual", KdMultiresolution, "variant='dual'.* KdMultiresolutionDual"),
+        ("KdMultiresolution", KdMultiresolutionDual, "variant='paper'.* KdMultiresolution, not with"),
+    ],
+)
+def test_a_checkpoint_that_says_another_variant_names_its_model(
+    trained: str,
+    model_class: type[AnomalibModule],
+    message: str,
+    before_the_split: dict[str, Path],
+    pictures: Path,
+    tmp_path: Path,
+) -> None:
+    file = before_the_split[trained]
+    with pytest.raises(ValueError, match=message):
+        model_class.load_from_checkpoint(file)
+    with pytest.raises(ValueError, match=f"says {message}"):
+        engine(tmp_path).test(model_class(**SETTINGS), datamodule=data(pictures), ckpt_path=file)
+    model = [f"--model={model_class.__name__}", "--model.source=light_vgg", "--model.image_size=32"]
+    run = ["--trainer.accelerator=cpu", "--trainer.logger=false", f"--default_root_dir={tmp_path}"]
+    with pytest.raises(ValueError, match=f"says {message}"):
+        AnomalibCLI(args=["predict", *model, *run, f"--ckpt_path={file}", f"--data={pictures / 'bad'}"])
 
 
 def test_what_does_not_decide_shapes_may_differ(
@@ -131,14 +235,14 @@ def test_what_does_not_decide_shapes_may_differ(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     same = KdMultiresolution(**SETTINGS)
-    engine(tmp_path).test(same, datamodule=data(pictures), ckpt_path=checkpoints["paper"])
+    engine(tmp_path).test(same, datamodule=data(pictures), ckpt_path=checkpoints["KdMultiresolution"])
     assert "thresholds" not in caplog.text
     assert "not heeded" not in caplog.text
     network = KdMultiresolution(
         **{**SETTINGS, "image_size": 64}, anomaly_map="discrepancy", score_points=["pool5"], seed=3,
         critical_points=["pool5", "pool4", "pool3", "pool2"],
     )  # fmt: skip
-    engine(tmp_path).test(network, datamodule=data(pictures), ckpt_path=checkpoints["paper"])
+    engine(tmp_path).test(network, datamodule=data(pictures), ckpt_path=checkpoints["KdMultiresolution"])
     assert "image_size=[64, 64]: not heeded, images are prepared as in the checkpoint's training" in caplog.text
     assert network.pre_processor.transform.transforms[0].size == [SETTINGS["image_size"]] * 2
     fitted, given = "score_points=['pool3', 'pool4', 'pool5'], anomaly_map='gradient'", "['pool5'], anomaly_map='disc"
@@ -147,13 +251,15 @@ def test_what_does_not_decide_shapes_may_differ(
 
 
 def test_what_a_dual_training_found_stays(checkpoints: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
-    same = KdMultiresolution.load_from_checkpoint(checkpoints["dual"])
+    same = KdMultiresolutionDual.load_from_checkpoint(checkpoints["KdMultiresolutionDual"])
     assert not caplog.messages
-    other = KdMultiresolution.load_from_checkpoint(checkpoints["dual"], image_score="whole", false_alarm_rate=0.3)
+    other = KdMultiresolutionDual.load_from_checkpoint(
+        checkpoints["KdMultiresolutionDual"], image_score="whole", false_alarm_rate=0.3
+    )
     assert caplog.messages[-1].startswith("image_score='whole', false_alarm_rate=0.3: not heeded, images are judged as")
     assert other.model.judged_as_whole == same.model.judged_as_whole
     assert other.post_processor.image_threshold == same.post_processor.image_threshold
-    KdMultiresolution.load_from_checkpoint(checkpoints["dual"], sigma=2.0)
+    KdMultiresolutionDual.load_from_checkpoint(checkpoints["KdMultiresolutionDual"], sigma=2.0)
     assert re.search(r"fitted with sigma=4.0, the model has sigma=2.0: .* trained anew", caplog.messages[-1])
 
 
@@ -161,7 +267,7 @@ def test_train_says_that_it_tests_the_old_checkpoint(
     pictures: Path, checkpoints: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     network = KdMultiresolution(**{**SETTINGS, "epochs": 3})
-    engine(tmp_path).train(network, datamodule=data(pictures), ckpt_path=checkpoints["paper"])
+    engine(tmp_path).train(network, datamodule=data(pictures), ckpt_path=checkpoints["KdMultiresolution"])
     assert "figures of the checkpoint, after epoch 1; the training has just ended with epoch 3" in caplog.text
     caplog.clear()
     engine(tmp_path).train(KdMultiresolution(**{**SETTINGS, "epochs": 2}), datamodule=data(pictures))
@@ -179,7 +285,7 @@ class Malicious:
 
 
 def test_loading_runs_no_code(checkpoints: dict[str, Path], pictures: Path, tmp_path: Path) -> None:
-    checkpoint = torch.load(checkpoints["paper"], weights_only=True)
+    checkpoint = torch.load(checkpoints["KdMultiresolution"], weights_only=True)
     for file, content in (("model.ckpt", checkpoint), ("source.pth", checkpoint["state_dict"])):
         torch.save({**content, "more": Malicious(tmp_path / "touched")}, tmp_path / file)
     with pytest.raises(ValueError, match=r"source_weights='.*source.pth': not a readable"):
@@ -195,9 +301,13 @@ def test_loading_runs_no_code(checkpoints: dict[str, Path], pictures: Path, tmp_
     assert (tmp_path / "touched").exists(), "the file does what the test is about"
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("model_class", BOTH)
 def test_nothing_is_asked_of_the_network(
-    variant: str, pictures: Path, checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_class: type[AnomalibModule],
+    pictures: Path,
+    checkpoints: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def no_network(*_: Any) -> None:
         msg = "a connection was asked for"
@@ -207,21 +317,19 @@ def test_nothing_is_asked_of_the_network(
         monkeypatch.setattr(socket.socket, name, no_network)
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     points = ["layer1", "layer2"]
-    network = KdMultiresolution(
-        **{**SETTINGS, "source": "resnet18"}, pretrained=False, critical_points=points, variant=variant
-    )
+    network = model_class(**{**SETTINGS, "source": "resnet18"}, pretrained=False, critical_points=points)
     runner = engine(tmp_path)
     runner.fit(network, datamodule=data(pictures))
     runner.test(network, datamodule=data(pictures))
-    runner.predict(KdMultiresolution.load_from_checkpoint(checkpoints[variant]), data_path=pictures / "bad")
+    runner.predict(model_class.load_from_checkpoint(checkpoints[model_class.__name__]), data_path=pictures / "bad")
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_same_seed_same_figures_to_the_bit(variant: str, pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model_class", BOTH)
+def test_same_seed_same_figures_to_the_bit(model_class: type[AnomalibModule], pictures: Path, tmp_path: Path) -> None:
     figures = []
     for run in ("first", "second"):
         torch.manual_seed(len(run))  # of what came before nothing may be left
-        network = KdMultiresolution(variant=variant, **{**SETTINGS, "epochs": 2})
+        network = model_class(**{**SETTINGS, "epochs": 2})
         runner = engine(tmp_path / run)
         runner.fit(network, datamodule=data(pictures))
         metrics = runner.test(network, datamodule=data(pictures), verbose=False)
