@@ -24,7 +24,7 @@ from anomalib.models import ALLOWED_MODULES, AnomalibModule, UnknownModelError, 
 from PIL import Image
 from safetensors.torch import save_file
 
-import kd_multiresolution.source.network
+import kd_multiresolution.source.stages
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
 from kd_multiresolution.source.light_vgg import load_light_vgg
 
@@ -401,7 +401,7 @@ def test_checkpoint_brings_the_weights_of_the_source(
     expected = load_light_vgg(None).state_dict()
     save_file(expected, file)
     if given == "pretrained":
-        monkeypatch.setattr(kd_multiresolution.source.network, "WEIGHTS", file)
+        monkeypatch.setattr(kd_multiresolution.source.stages, "WEIGHTS", file)
         settings = {"pretrained": True}
     else:
         settings = {"pretrained": False, "source_weights": str(file)}
@@ -412,7 +412,10 @@ def test_checkpoint_brings_the_weights_of_the_source(
     file.unlink()
     loaded = model_class.load_from_checkpoint(engine.best_model_path)
     assert_same_weights(loaded, model.state_dict())
-    assert_same_weights(loaded.model.source.stages, expected)
+    stages = loaded.model.source.stages
+    kept = {name: weight for name, weight in expected.items() if name in stages.state_dict()}
+    assert len(kept) == len(expected) or model_class is KdMultiresolutionDual, "it ends at its last critical point"
+    assert_same_weights(stages, kept)
     # The hyperparameters still say where they came from, and a new model wants them.
     assert {key: loaded.hparams[key] for key in settings} == settings
     with pytest.raises((ValueError, RuntimeError, FileNotFoundError), match="source"):
