@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kd_multiresolution.dual.calibration import CHUNK, ImageScore, Precision, calibrate
 from kd_multiresolution.dual.painted_defects import out_of_focus, painted
@@ -15,6 +15,7 @@ from kd_multiresolution.dual.standardization import ChannelMoments, Reduce
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from kd_multiresolution.plugin.finite import check_finite
 from kd_multiresolution.plugin.post_processor import NormalScores
+from kd_multiresolution.training.evaluation_mode import mark_of
 
 HELD_OUT_FRACTION = 8  # one of so many normal images
 MOST_HELD_OUT = 64
@@ -62,7 +63,7 @@ class HeldOutImages:
         self.image_score = image_score
         self.held_out: frozenset[str] = frozenset()
         self.names_before: list[str] | None = None
-        self.calibrated_after = -1
+        self._calibrated: float | None = None  # the mark of the weights
         self._precision: Precision = nullcontext
         self.image_size = (0, 0)  # known with the first images
         self._normal: list[Tensor] = []
@@ -143,19 +144,21 @@ class HeldOutImages:
         """Names of the held-out images' files, which a checkpoint keeps: their folder may be moved."""
         return sorted(Path(path).name for path in self.held_out)
 
-    def calibrate(self, step: int, reduce: Reduce) -> tuple[NormalScores, NormalScores] | None:
-        """Do as :func:`calibrate` with the held-out images, but where that was done after the same step.
+    def calibrate(self, reduce: Reduce) -> tuple[NormalScores, NormalScores] | None:
+        """Do as :func:`calibrate` with the held-out images, but where that was done with the same weights.
 
         Args:
-            step: how many steps the training has taken.
             reduce: sums over all processes.
 
         Returns:
             As :func:`calibrate`; ``None`` if nothing was to be done, or no training is under way.
         """
-        if step == self.calibrated_after or not self._normal:
+        if not self._normal:
             return None
-        self.calibrated_after = step
+        mark = mark_of(nn.ModuleList([self.model.local_cloner, self.model.global_cloner]))
+        if mark == self._calibrated:
+            return None
+        self._calibrated = mark
         return calibrate(
             self.model, self._normal, blurred=self._blurred, defective=self._defective, image_size=self.image_size,
             image_score=self.image_score, reduce=reduce, precision=self._precision,
@@ -163,7 +166,7 @@ class HeldOutImages:
 
     def end(self) -> None:
         """Free the held-out images' features."""
-        self.calibrated_after = -1
+        self._calibrated = None
         self._normal, self._blurred, self._defective = [], [], []
 
     def fitted(self, paths: Sequence[str]) -> list[int]:

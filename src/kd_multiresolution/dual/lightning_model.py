@@ -14,7 +14,8 @@ from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -42,10 +43,9 @@ from kd_multiresolution.training.batches import paths_of, sum_over_processes, tr
 from kd_multiresolution.training.cache import TrainingCache
 from kd_multiresolution.training.epochs import EpochSeeds, limit_epochs
 from kd_multiresolution.training.loss import FiniteLoss, log_losses
-from kd_multiresolution.training.validation import SparseValidation
+from kd_multiresolution.training.thresholds import is_heard
 
 IMAGE_SIZE = (256, 256)
-VALIDATION_INTERVAL = 20  # epochs; a validation takes as long as three of them
 
 
 class KdMultiresolutionDual(PluginModule, AnomalibModule):
@@ -178,8 +178,7 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         callbacks = [*super().configure_callbacks(), self.epoch_seeds, self.training_cache, FiniteLoss()]
         if self.visualizer is not None:
             callbacks.append(Report())
-        # The last: it asks whether another one has stopped the training.
-        return [*callbacks, SparseValidation(VALIDATION_INTERVAL)]
+        return callbacks
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return Muon over both cloners' weights, with one cycle of its rate."""
@@ -198,6 +197,10 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
             self._sum_over_processes,
             resumed=self.epoch_seeds.first_epoch > 0,
             precision=self.trainer.precision_plugin.train_step_context,
+        )
+        # Whoever looks at the model on the way of a training sees it calibrated.
+        self._before_evaluation = self.model.register_forward_pre_hook(
+            lambda model, _: None if model.training else self.calibrate()
         )
 
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> Tensor:
@@ -218,20 +221,25 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
 
     def calibrate(self) -> None:
         """Tell from held-out images what is normal to the cloners, while they are trained, and set the threshold."""
-        step = self._trainer.global_step if self._trainer else 0
-        normal = self.held_out.calibrate(step, self._sum_over_processes)
+        normal = self.held_out.calibrate(self._sum_over_processes)
         if normal is not None and isinstance(self.post_processor, FalseAlarmPostProcessor):
             self.post_processor.set_normal_scores(*normal)
 
-    def on_validation_start(self) -> None:
-        """Set what is normal; whoever evaluates the model while it is trained calls this first."""
-        self.calibrate()
+    def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Return the batch with raw scores and maps; on the way of a training, if anybody takes them.
+
+        The threshold needs none of them.
+        """
+        del args, kwargs
+        on_the_way = self.trainer.state.fn == TrainerFn.FITTING
+        return batch if on_the_way and not is_heard(self.trainer) else self.predicted(batch)
 
     def on_train_end(self) -> None:
         """Set what is normal, let the held-out images go, and say if the rate has not fallen."""
         self.calibrate()
+        self._before_evaluation.remove()
         self.held_out.end()
-        warn_of_unfinished(cast("OneCycleLR", self.lr_schedulers()))
+        warn_of_unfinished(self.lr_schedulers())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what anomalib keeps, what the model was built with, what is normal, and the held-out images' names."""

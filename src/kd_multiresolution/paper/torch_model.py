@@ -148,13 +148,33 @@ class KdMultiresolutionModel(nn.Module):
         if self.training:
             return self.features(images)
         images = self.checked_images(images)
-        if self.anomaly_map in {None, "discrepancy"}:
+        if not self.takes_gradient:
             with torch.no_grad():
                 return checked_predictions(self._predict_forward(images), images)
         scores, attribution = self._attribution(images)
         with torch.no_grad():
             maps = self.anomaly_map_generator(attribution)
             return checked_predictions(InferenceBatch(pred_score=scores, anomaly_map=maps), images)
+
+    @property
+    def takes_gradient(self) -> bool:
+        """Whether the anomaly map is made of gradients."""
+        return self.anomaly_map not in {None, "discrepancy"}
+
+    @torch.no_grad()
+    def scored(self, images: Tensor, source_features: Sequence[Tensor]) -> InferenceBatch:
+        """Return scores alone, from source features that are known.
+
+        Args:
+            images: as :meth:`checked_images` returns them.
+            source_features: the source's at the critical points.
+
+        Raises:
+            NonFiniteError: if a score is not finite.
+        """
+        features = [[*compress(part, self._is_scored)] for part in (source_features, self.cloner(images))]
+        scores = discrepancy(*features, value_weight=self.known_value_weight, terms=self.terms)
+        return checked_predictions(InferenceBatch(pred_score=scores), images)
 
     def _predict_forward(self, images: Tensor) -> InferenceBatch:
         """Return the scores, and the discrepancy map if one is wanted, from one pass through both networks."""
@@ -227,7 +247,7 @@ class KdMultiresolutionModel(nn.Module):
 
     def check_explicit_backward(self) -> None:
         """Raise a ``ValueError`` if the gradient leads through a source with an operator without a backward rule."""
-        if self.anomaly_map not in {None, "discrepancy"} and self.attribution_path == "both":
+        if self.takes_gradient and self.attribution_path == "both":
             _ = self.recorded_source
 
     @cached_property

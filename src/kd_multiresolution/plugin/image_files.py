@@ -61,7 +61,7 @@ class ImageFileCheck(Callback):
                 return
 
     def _check(self, batch: ImageBatch) -> None:
-        for path in batch.image_path or ():
+        for path in getattr(batch, "image_path", None) or ():
             if path in self._checked or not Path(path).is_file():  # images in memory have a name, and no file
                 continue
             with Image.open(path) as image:

@@ -24,12 +24,20 @@ class EpochSeeds(Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.first_epoch = 0
+        self._is_first_seeded = False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Remember in which epoch a resumed training begins."""
         del pl_module
         if trainer.state.fn == TrainerFn.FITTING:
             self.first_epoch = checkpoint["epoch"] + 1
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Seed the first epoch, unless it is: Lightning asks for its batches before it starts."""
+        del trainer, pl_module
+        if not self._is_first_seeded:
+            self.seed_first()
+        self._is_first_seeded = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed the epoch, but not the first one again, whose first batches have been asked for."""
@@ -43,8 +51,9 @@ class EpochSeeds(Callback):
         self.first_epoch = 0
 
     def seed_first(self) -> None:
-        """Seed the first epoch, once, before Lightning asks for its batches; it does so before the epoch starts."""
+        """Seed the first epoch, for whoever asks for its batches earlier still."""
         self._seed(self.first_epoch)
+        self._is_first_seeded = True
 
     def _seed(self, epoch: int) -> None:
         # anomalib's command line takes --seed_everything, and does not call it.

@@ -93,6 +93,11 @@ class FeatureCache:
         """Return how many images' features are kept."""
         return len(self._rows)
 
+    @property
+    def gib_in_memory(self) -> float:
+        """How much of the memory is taken, in GiB; all that there will be, from the first image on."""
+        return sum(store.nbytes for store in self._stores if isinstance(store, MemoryStore)) / GIB
+
     @torch.no_grad()
     def features(self, paths: Sequence[str], images: Tensor) -> list[Tensor]:
         """Return the source's features of a batch, those of known images from the cache.
