@@ -35,8 +35,8 @@ def test_training_looks_at_its_held_out_images_out_of_focus_and_with_defects() -
         torch.testing.assert_close(units.mean, fitted.mean((0, 2, 3)), msg="held-out images have no part in it")
     generator = torch.Generator().manual_seed(0)
     copies = [painted(images[held_out], generator) for _ in range(PAINTED // len(held_out))]
-    assert training.calibrate(4, alone) is not None
-    assert training.calibrate(4, alone) is None, "nothing has changed since"
+    assert training.calibrate(alone) is not None
+    assert training.calibrate(alone) is None, "nothing has changed since"
     weight = model.family_weight.clone()
     calibrate(
         model, [level[held_out] for level in features], blurred=model.source(out_of_focus(images[held_out])),
@@ -51,5 +51,5 @@ def test_training_looks_at_its_held_out_images_out_of_focus_and_with_defects() -
     rest = [i for i in range(len(paths)) if i not in held_out]
     batch = ([paths[i] for i in rest], images[rest], [level[rest] for level in features])
     training.start(paths, [batch], alone, resumed=False)
-    scores, _ = training.calibrate(5, lambda tensor: tensor + 2)
+    scores, _ = training.calibrate(lambda tensor: tensor + 2)
     assert scores.count == 2

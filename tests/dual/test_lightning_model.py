@@ -175,10 +175,10 @@ def test_an_untrained_model_says_that_it_has_no_threshold(
     trained: tuple[KdMultiresolutionDual, Engine], pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine(tmp_path).predict(model(), data_path=pictures / "defect")
-    assert any("No threshold is known" in message for message in caplog.messages)
+    assert any("No threshold of images and pixels is known" in message for message in caplog.messages)
     caplog.clear()
     engine(tmp_path).predict(trained[0], data_path=pictures / "defect")
-    assert not any("No threshold is known" in message for message in caplog.messages)
+    assert not any("No threshold of images and pixels is known" in message for message in caplog.messages)
 
 
 def test_checkpoint_keeps_all_statistics(
