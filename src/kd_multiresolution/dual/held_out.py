@@ -95,6 +95,7 @@ class HeldOutImages:
                 others.
         """
         self._precision = precision
+        self._calibrated = None  # these images may be others than those of a training that has failed
         self.held_out = held_out_images(paths, self.seed)
         if resumed:
             self._check_held_out()

@@ -18,7 +18,7 @@ from torchvision.utils import save_image
 
 from kd_multiresolution import KdMultiresolution
 from kd_multiresolution.training.feature_cache import FeatureCache, changing_part
-from kd_multiresolution.training.feature_stores import GIB, FileStore
+from kd_multiresolution.training.feature_stores import GIB
 
 NUM_IMAGES = 10
 BYTES_PER_IMAGE = 4 * (2 * 4 * 4 + 3 * 2 * 2)
@@ -72,22 +72,6 @@ def test_what_exceeds_the_memory_goes_into_a_file_without_a_name(in_memory: int,
     assert len(cache) == NUM_IMAGES
     assert source.images == NUM_IMAGES + 1
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say what a process holds")
-def test_features_in_the_file_take_no_memory(tmp_path: Path) -> None:
-    def resident_mib() -> float:
-        lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-        return int(lines["VmRSS"].split()[0]) / 1024
-
-    store = FileStore(tmp_path, 128, [(512, 512, 1)], torch.float32)  # 128 MiB
-    rows = [torch.full((512, 512, 1), float(row)) for row in range(128)]
-    before = resident_mib()
-    for row, feature in enumerate(rows):
-        store.write(row, [feature])
-    for row, feature in enumerate(rows):
-        assert torch.equal(store.read([row])[0][0], feature)
-    assert resident_mib() - before < 32
 
 
 def test_without_room_the_rest_is_computed(

@@ -1,4 +1,4 @@
-"""The dual variant through anomalib's Engine, on pictures small enough to take seconds."""
+"""The dual model through anomalib's Engine, on pictures small enough to take seconds."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from torchvision.utils import save_image
 
-from kd_multiresolution import KdMultiresolution
-from kd_multiresolution.dual.calibration import STEPS, held_out_images, mean_and_deviation
+from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
+from kd_multiresolution.dual.cycle import STEPS
 from kd_multiresolution.dual.painted_defects import out_of_focus
-from kd_multiresolution.dual.torch_model import DualModel
-from kd_multiresolution.plugin.post_processor import FalseAlarmPostProcessor, NormalScores
+from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
+from kd_multiresolution.plugin.post_processor import FalseAlarmPostProcessor
+from kd_multiresolution.training.batches import training_batches
 
 SIZE = 64
 
@@ -47,9 +48,9 @@ def data(pictures: Path, train_batch_size: int = 5) -> Folder:
     )  # fmt: skip
 
 
-def model(**arguments: Any) -> KdMultiresolution:
-    settings = {"source": "light_vgg", "variant": "dual", "image_size": SIZE, "imagenet_normalization": False}
-    return KdMultiresolution(**{**settings, "epochs": 4, "visualizer": False, **arguments})
+def model(**arguments: Any) -> KdMultiresolutionDual:
+    settings = {"source": "light_vgg", "image_size": SIZE, "imagenet_normalization": False}
+    return KdMultiresolutionDual(**{**settings, "epochs": 4, "visualizer": False, **arguments})
 
 
 def engine(folder: Path, **arguments: Any) -> Engine:
@@ -57,7 +58,7 @@ def engine(folder: Path, **arguments: Any) -> Engine:
 
 
 @pytest.fixture(scope="module")
-def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[KdMultiresolution, Engine]:
+def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[KdMultiresolutionDual, Engine]:
     network = model(epochs=10, learning_rate=3e-3)
     runner = engine(tmp_path_factory.mktemp("trained"))
     runner.fit(network, datamodule=data(pictures))
@@ -74,7 +75,7 @@ def test_training_moves_both_cloners_and_never_the_source(pictures: Path, tmp_pa
         assert torch.equal(before[name], after[name]) == name.startswith(("source.", "anomaly_map")), name
 
 
-def test_finds_bright_squares(trained: tuple[KdMultiresolution, Engine], pictures: Path) -> None:
+def test_finds_bright_squares(trained: tuple[KdMultiresolutionDual, Engine], pictures: Path) -> None:
     network, runner = trained
     metrics = runner.test(network, datamodule=data(pictures))[0]
     assert metrics["image_AUROC"] == 1.0
@@ -97,7 +98,7 @@ def test_a_batch_of_held_out_images_alone_moves_nothing(pictures: Path, tmp_path
         ) -> None:
             after = pl_module.model.local_cloner.parameters()
             same = all(torch.equal(now, then) for now, then in zip(after, self.before, strict=True))
-            moved.append((batch.image_path[0] in pl_module._dual.held_out, not same))
+            moved.append((batch.image_path[0] in pl_module.held_out.held_out, not same))
 
     engine(tmp_path, callbacks=[Watch()]).fit(network, datamodule=data(pictures, train_batch_size=1))
     assert {held_out for held_out, _ in moved} == {False, True}
@@ -171,21 +172,21 @@ def test_a_training_that_ends_early_is_calibrated_and_warns(
 
 
 def test_an_untrained_model_says_that_it_has_no_threshold(
-    trained: tuple[KdMultiresolution, Engine], pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    trained: tuple[KdMultiresolutionDual, Engine], pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine(tmp_path).predict(model(), data_path=pictures / "defect")
-    assert any("No threshold is known" in message for message in caplog.messages)
+    assert any("No threshold of images and pixels is known" in message for message in caplog.messages)
     caplog.clear()
     engine(tmp_path).predict(trained[0], data_path=pictures / "defect")
-    assert not any("No threshold is known" in message for message in caplog.messages)
+    assert not any("No threshold of images and pixels is known" in message for message in caplog.messages)
 
 
 def test_checkpoint_keeps_all_statistics(
-    trained: tuple[KdMultiresolution, Engine], pictures: Path, tmp_path: Path
+    trained: tuple[KdMultiresolutionDual, Engine], pictures: Path, tmp_path: Path
 ) -> None:
     network, runner = trained
-    loaded = KdMultiresolution.load_from_checkpoint(runner.best_model_path)
-    assert isinstance(loaded.model, DualModel)
+    loaded = KdMultiresolutionDual.load_from_checkpoint(runner.best_model_path)
+    assert isinstance(loaded.model, KdMultiresolutionDualModel)
     assert isinstance(loaded.post_processor, FalseAlarmPostProcessor)
     images = torch.rand(2, 3, SIZE, SIZE)
     ours, theirs = network.eval()(images), loaded.eval()(images)
@@ -194,7 +195,7 @@ def test_checkpoint_keeps_all_statistics(
 
 
 def test_validation_images_do_not_move_the_threshold(
-    trained: tuple[KdMultiresolution, Engine], pictures: Path, tmp_path: Path
+    trained: tuple[KdMultiresolutionDual, Engine], pictures: Path, tmp_path: Path
 ) -> None:
     network, _ = trained
     before = network.post_processor.image_threshold.clone()
@@ -214,7 +215,7 @@ def test_anomalibs_own_post_processor_works_on_top(pictures: Path, tmp_path: Pat
 
 def test_number_of_epochs_follows_from_the_steps(pictures: Path, tmp_path: Path, monkeypatch: Any) -> None:
     assert STEPS == 1400, "as documented"
-    monkeypatch.setattr("kd_multiresolution.dual.calibration.STEPS", 7)
+    monkeypatch.setattr("kd_multiresolution.dual.cycle.STEPS", 7)
     runner = engine(tmp_path / "steps")
     runner.fit(model(epochs=None), datamodule=data(pictures))
     assert runner.trainer.current_epoch == 2, "four batches each"
@@ -244,17 +245,17 @@ def test_weights_decay_as_documented_and_held_out_features_are_freed(pictures: P
     class Watch(Callback):
         def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
             decays.extend(group["weight_decay"] for group in optimizer.param_groups)
-            held.append(len(pl_module._dual._normal))
+            held.append(len(pl_module.held_out._normal))
 
     engine(tmp_path, callbacks=[Watch()]).fit(network, datamodule=data(pictures))
     assert set(decays) == {1.0}
     assert min(held) > 0
-    assert not network._dual._normal
+    assert not network.held_out._normal
 
 
 @pytest.mark.parametrize("export_type", ["onnx", "openvino"])
 def test_exports_by_the_ordinary_route(
-    trained: tuple[KdMultiresolution, Engine], tmp_path: Path, export_type: str
+    trained: tuple[KdMultiresolutionDual, Engine], tmp_path: Path, export_type: str
 ) -> None:
     network, runner = trained
     path = runner.export(network, export_type, export_root=tmp_path)
@@ -292,7 +293,7 @@ def test_too_few_images_are_refused(tmp_path: Path) -> None:
         (root / folder).mkdir(parents=True)
         save_image(torch.rand(3, SIZE, SIZE), root / folder / "0.png")
         save_image(torch.rand(3, SIZE, SIZE), root / folder / "1.png")
-    with pytest.raises(ValueError, match=r"[12] training images: variant=.dual.*Give it 4 or more"):
+    with pytest.raises(ValueError, match=r"[12] training images: KdMultiresolutionDual.*Give it 4 or more"):
         engine(tmp_path).fit(model(), datamodule=data(root))
 
 
@@ -304,12 +305,12 @@ def test_mixed_precision_compares_features_of_the_same_precision(pictures: Path,
 class Compared(Callback):
     """What was kept of the held-out images is what the source makes of them in a training step's precision."""
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: KdMultiresolution) -> None:
-        dual = pl_module._dual
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: KdMultiresolutionDual) -> None:
+        kept_of = pl_module.held_out
         images = torch.cat(
             [
-                batch.image[[i for i, path in enumerate(batch.image_path) if path in dual.held_out]]
-                for batch in pl_module._training_batches()
+                batch.image[[i for i, path in enumerate(batch.image_path) if path in kept_of.held_out]]
+                for batch in training_batches(trainer, pl_module)
             ]
         )
         for context, close in (
@@ -318,72 +319,19 @@ class Compared(Callback):
         ):
             with torch.no_grad(), context:
                 features = pl_module.model.source(pl_module.model.checked_images(images))
-            for ours, kept in zip(features, dual._normal, strict=True):
+            for ours, kept in zip(features, kept_of._normal, strict=True):
                 assert kept.dtype == torch.float32
                 assert ours.float().sum().isclose(kept.sum(), rtol=1e-5) == close
             blurred = out_of_focus(images)
             with torch.no_grad(), context:
                 features = pl_module.model.source(blurred)
-            for ours, kept in zip(features, dual._blurred, strict=True):
+            for ours, kept in zip(features, kept_of._blurred, strict=True):
                 assert ours.float().sum().isclose(kept.sum(), rtol=1e-5) == close
-
-
-def test_held_out_images() -> None:
-    paths = [f"{i}.png" for i in range(80)]
-    chosen = held_out_images(paths, seed=0)
-    assert len(chosen) == 10
-    assert chosen == held_out_images(reversed(paths), seed=0)
-    assert chosen != held_out_images(paths, seed=1)
-    assert [len(held_out_images(paths[:count], seed=0)) for count in (4, 8, 32, 40)] == [2, 4, 4, 5]
-    assert len(held_out_images([str(i) for i in range(5000)], seed=0)) == 64
-
-
-def test_statistics_over_processes_are_those_of_all_rows() -> None:
-    rows = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
-    mean, deviation, count = mean_and_deviation(rows, lambda tensor: tensor)
-    assert count == 20
-    torch.testing.assert_close(mean, rows.mean(0))
-    torch.testing.assert_close(deviation, rows.std(0))
-
-
-def test_the_smallest_rate_has_a_finite_bound() -> None:
-    assert NormalScores(mean=1.0, deviation=0.5, count=20).bound(0.01) < NormalScores(1.0, 0.5, 20).bound(1e-17) < 1e3
-
-
-@pytest.mark.parametrize("count", [3, 30])
-@pytest.mark.parametrize("rate", [0.01, 0.1])
-def test_bound_is_exceeded_at_the_stated_rate(count: int, rate: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    scores = torch.randn(4000, count + 1, generator=generator, dtype=torch.float64)
-    above = [
-        float(row[-1]) > NormalScores(float(row[:-1].mean()), float(row[:-1].std()), count).bound(rate)
-        for row in scores
-    ]
-    assert sum(above) / len(above) == pytest.approx(rate, rel=0.35)
-
-
-def test_threshold_is_one_half_and_the_mean_normal_image_a_quarter() -> None:
-    processor = FalseAlarmPostProcessor(0.05)
-    scores = NormalScores(mean=2.0, deviation=0.5, count=20)
-    peaks = NormalScores(mean=5.0, deviation=1.5, count=20)
-    processor.set_normal_scores(scores, peaks)
-    for normal, *limits in (
-        (scores, processor.image_min, processor.image_max, processor.image_threshold),
-        (peaks, processor.pixel_min, processor.pixel_max, processor.pixel_threshold),
-    ):
-        raw = torch.tensor([normal.mean, normal.bound(0.05)])
-        torch.testing.assert_close(processor._normalize(raw, *limits), torch.tensor([0.25, 0.5]))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"variant": "triple"}, "variant='triple': expected one of paper, dual"),
-        ({"cloner": "equal"}, "cloner='equal': variant='dual' has no such argument"),
-        ({"anomaly_map": None}, "anomaly_map=None: variant='dual'"),
-        ({"score_points": ["pool4"]}, "score_points="),
-        ({"percentile_scale": True}, "percentile_scale=True"),
-        ({"variant": "paper", "false_alarm_rate": 0.1}, "false_alarm_rate=0.1: variant='paper'"),
         ({"false_alarm_rate": 0.5}, "false_alarm_rate=0.5: .* above 0 and below 0.5"),
         ({"false_alarm_rate": 0.1, "post_processor": PostProcessor()}, "false_alarm_rate=0.1: configures our own"),
         ({"false_alarm_rate": 0.1, "post_processor": False}, "leave out post_processor=False"),
@@ -395,8 +343,24 @@ def test_errors_name_the_argument(arguments: dict[str, Any], message: str) -> No
         model(**arguments)
 
 
-def test_defaults_of_the_variant() -> None:
-    network = KdMultiresolution("light_vgg", variant="dual")
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"variant": "triple"}, "variant"),
+        ({"variant": "dual"}, "variant"),
+        ({"cloner": "equal"}, "cloner"),
+        ({"anomaly_map": None}, "anomaly_map"),
+        ({"score_points": ["pool4"]}, "score_points"),
+        ({"percentile_scale": True}, "percentile_scale"),
+    ],
+)
+def test_arguments_of_the_papers_model_are_none_of_this_ones(arguments: dict[str, Any], name: str) -> None:
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+        model(**arguments)
+
+
+def test_defaults() -> None:
+    network = KdMultiresolutionDual("light_vgg")
     assert network.input_size == (256, 256)
     assert "Normalize" in str(network.pre_processor.transform)
     assert "Normalize" not in str(KdMultiresolution("light_vgg").pre_processor.transform)

@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from kd_multiresolution import EvaluationAfterConvergence, KdMultiresolution
+from kd_multiresolution import EvaluationAfterConvergence, KdMultiresolution, KdMultiresolutionDual
 from kd_multiresolution.results.protocol import RESULT_FILE, read_coverage
 
 METRICS = {"image_AUROC", "image_F1", "pixel_AUROC", "pixel_AUROC_anomalous", "AUPRO"}
@@ -126,9 +126,9 @@ def test_training_that_another_callback_ends_is_evaluated(pictures: Path, tmp_pa
     assert evaluation.values["image_AUROC"] == [pytest.approx(roc_auc_score(labels, scores))]
 
 
-def test_dual_variant_is_evaluated_with_what_is_normal_to_its_cloners_by_then(pictures: Path, tmp_path: Path) -> None:
+def test_the_dual_model_is_evaluated_with_what_is_normal_to_its_cloners_by_then(pictures: Path, tmp_path: Path) -> None:
     evaluation = EvaluationAfterConvergence(evaluations=1)
-    network = model(variant="dual", image_size=64)
+    network = KdMultiresolutionDual("light_vgg", image_size=64, visualizer=False)
     # Validation, which has the model look at its held-out images, does not take place.
     fit(network, pictures, tmp_path, callbacks=[evaluation], max_epochs=3, limit_val_batches=0)
     labels, scores = raw_scores(network, pictures)

@@ -6,7 +6,7 @@ from torch import nn
 
 from kd_multiresolution import Cloner
 from kd_multiresolution.source.network import Level, Source
-from tests.test_vectors import VGG16, levels
+from tests.paper.test_vectors import VGG16, levels
 
 FIGURE_2 = "16 16 M 16 128 M 16 16 256 M 16 16 512 M 16 16 512 M"
 VGG16_WIDTHS = "64 64 M 128 128 M 256 256 256 M 512 512 512 M 512 512 512 M"

@@ -13,7 +13,7 @@ from torch import nn
 
 from kd_multiresolution.source.light_vgg import WEIGHTS, WIDTHS, LightVGG, load_light_vgg
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "train_light_source.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "train_light_source.py"
 
 
 def test_five_pools_halve_the_picture_and_have_the_stated_channels() -> None:
