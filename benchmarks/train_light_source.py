@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from kd_multiresolution.light_vgg import WIDTHS, LightVGG
+from kd_multiresolution.source.light_vgg import WIDTHS, LightVGG
 from procedural_textures import FAMILIES, ProceduralTextures, recipes
 
 HELD_OUT_STREAM = 1

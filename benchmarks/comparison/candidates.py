@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from anomalib.models import EfficientAd, Padim, Patchcore, Stfpm
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 
 from comparison.trial import Trial
-from kd_multiresolution import KdMultiresolution
+from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
 
 # Figures come from raw scores, and nobody's time holds drawing of pictures.
 WITHOUT_COMPONENTS: dict[str, Any] = {"post_processor": False, "evaluator": False, "visualizer": False}
@@ -44,12 +44,11 @@ def same_images(trial: Trial) -> PreProcessor:
     return KdMultiresolution.configure_pre_processor(size, imagenet_normalization=True)
 
 
-def _ours(variant: Literal["paper", "dual"], **arguments: Any) -> Callable[[Trial], AnomalibModule]:
+def _ours(kind: type[KdMultiresolution | KdMultiresolutionDual], **arguments: Any) -> Callable[[Trial], AnomalibModule]:
     def build(trial: Trial) -> AnomalibModule:
-        return KdMultiresolution(
-            source=trial.backbone, variant=variant, critical_points=list(trial.layers),
-            image_size=trial.image_size, imagenet_normalization=True, epochs=trial.epochs, seed=trial.seed,
-            **arguments, **WITHOUT_COMPONENTS,
+        return kind(
+            source=trial.backbone, critical_points=list(trial.layers), image_size=trial.image_size,
+            imagenet_normalization=True, epochs=trial.epochs, seed=trial.seed, **arguments, **WITHOUT_COMPONENTS,
         )  # fmt: skip
 
     return build
@@ -76,8 +75,10 @@ def _efficient_ad(trial: Trial) -> AnomalibModule:
 
 
 CANDIDATES = {
-    "paper": Candidate("ours, paper (discrepancy map)", _ours("paper", anomaly_map="discrepancy"), batch_size=16),
-    "dual": Candidate("ours, dual", _ours("dual"), batch_size=16),
+    "paper": Candidate(
+        "ours, paper (discrepancy map)", _ours(KdMultiresolution, anomaly_map="discrepancy"), batch_size=16
+    ),
+    "dual": Candidate("ours, dual", _ours(KdMultiresolutionDual), batch_size=16),
     "stfpm": Candidate("STFPM", _stfpm, epochs=100),  # its authors' number
     "padim": Candidate("PaDiM", _padim, epochs=1),
     # Its authors' levels and anomalib's. The first one has four times as many positions as the second, for each of

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
+
+from reporting import Record
 
 
 @dataclass(frozen=True)
-class Trial:
+class Trial(Record):
     """One training and test of one model.
 
     Attributes:
@@ -44,11 +43,6 @@ class Trial:
     threads: int
     imagenette: str | None
 
-    def as_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return plain
-
     @property
     def repeated(self) -> Trial:
         """The same trial but for its seed."""
@@ -59,9 +53,3 @@ class Trial:
         """A short name for people."""
         images = "all" if self.train_limit is None else self.train_limit
         return f"{self.category}-{images}-{self.model}-seed{self.seed}"
-
-    @property
-    def stem(self) -> str:
-        """The name, and a digest of everything: what the trial's files are called."""
-        text = json.dumps(self.as_json(), sort_keys=True)
-        return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -11,7 +11,7 @@ from anomalib.data import AnomalibDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
 import kd_multiresolution.data  # noqa: F401 - registers our data modules with anomalib
-from kd_multiresolution.presets import PRESETS, Preset
+from kd_multiresolution.paper.presets import PRESETS, Preset
 from reproduction.settings import Settings
 
 

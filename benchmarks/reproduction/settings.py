@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from reporting import Record
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def attribution_view(method: str) -> View:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Record):
     """All that decides the figures of one training.
 
     Attributes:
@@ -75,7 +75,7 @@ class Settings:
         interval: epochs from one of them to the next.
         limit: training images, and test images of either kind; ``None``: all.
         views: how the trained model is read.
-        variant: ``paper``, or ``dual``, which has no cloner, terms and value weight to choose.
+        model: ``paper``, or ``dual``, which has no cloner, terms and value weight to choose. Files call it ``variant``.
     """
 
     dataset: str
@@ -100,11 +100,12 @@ class Settings:
     interval: int
     limit: int | None
     views: tuple[View, ...]
-    variant: Literal["paper", "dual"] = "paper"
+    model: Literal["paper", "dual"] = "paper"
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        plain = super().as_json()
+        plain["variant"] = plain.pop("model")
         return plain
 
     @classmethod
@@ -113,6 +114,7 @@ class Settings:
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()
         }
+        fields["model"] = fields.pop("variant", "paper")  # there was one model only
         fields["views"] = tuple(View(**view) for view in plain["views"])
         return cls(**fields)
 
@@ -131,15 +133,9 @@ class Settings:
     def name(self) -> str:
         """A short name for people."""
         parts = [self.dataset, self.normal_class, f"seed{self.seed}"]
-        parts += [self.variant] if self.variant != "paper" else []
+        parts += [self.model] if self.model != "paper" else []
         parts += [f"split{self.split}"] if self.split is not None else []
         parts += ["augmented"] if self.augment else []
         parts += [self.cloner] if self.cloner != "compact" else []
         parts += [self.terms] if self.terms != "total" else []
         return "-".join(part for part in parts if part)
-
-    @property
-    def stem(self) -> str:
-        """The name, and a digest of everything: what its files are called."""
-        text = json.dumps(self.as_json(), sort_keys=True)
-        return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
