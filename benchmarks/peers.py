@@ -20,7 +20,7 @@ from typing import Any
 from rich.progress import track
 
 from comparison import experiment, hub_cache, inference
-from comparison.candidates import CANDIDATES
+from comparison.candidates import CANDIDATES, LABELS
 from comparison.rendering import curves, trials_table
 from comparison.trial import Trial
 from reporting import in_a_line, in_own_process, write_whole
@@ -116,8 +116,7 @@ def write(
     stored: dict[str, Any] = {"trials": list(results.values())}
     plotted = [trial for trial in trials if trial.train_limit == options.train_limit[-1]]
     if speed is not None:
-        labels = {name: candidate.label for name, candidate in CANDIDATES.items()}
-        text += f"\nInference, ratio to the backbone's forward pass alone:\n\n{inference_table(speed, labels)}"
+        text += f"\nInference, ratio to the backbone's forward pass alone:\n\n{inference_table(speed, LABELS)}"
         stored["inference"] = speed
     for category in options.categories if options.curve else ():
         curves(plotted, results, category, options.output / f"curve_{category}.png")

@@ -19,23 +19,14 @@ WITHOUT_COMPONENTS: dict[str, Any] = {"post_processor": False, "evaluator": Fals
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model.
+    """A model, as it is compared."""
 
-    Attributes:
-        label: its name in tables.
-        build: makes it for a trial.
-        batch_size: images per training step, where nothing else is asked for.
-        epochs: the same; ``None``: its own rule.
-        layers: the backbone's feature levels, where not all that were asked for.
-        validates: whether its training ends with a look at held-out normal images.
-    """
-
-    label: str
-    build: Callable[[Trial], AnomalibModule]
-    batch_size: int = 32
-    epochs: int | None = None
-    layers: tuple[str, ...] | None = None
-    validates: bool = False
+    label: str  # its name in tables
+    build: Callable[[Trial], AnomalibModule]  # makes it for a trial
+    batch_size: int = 32  # images per training step, where nothing else is asked for
+    epochs: int | None = None  # the same; `None`: its own rule
+    layers: tuple[str, ...] | None = None  # the backbone's feature levels, where not all that were asked for
+    validates: bool = False  # whether its training ends with a look at held-out normal images
 
 
 def same_images(trial: Trial) -> PreProcessor:
@@ -86,3 +77,4 @@ CANDIDATES = {
     "patchcore": Candidate("PatchCore", _patchcore, epochs=1, layers=("layer2", "layer3")),
     "efficient_ad": Candidate("EfficientAD-S", _efficient_ad, batch_size=1, epochs=300, validates=True),
 }
+LABELS = {name: candidate.label for name, candidate in CANDIDATES.items()}

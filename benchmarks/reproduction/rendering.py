@@ -25,29 +25,17 @@ OURS = ("ours", "± late epochs", "± seeds", "± splits", "difference", "epochs
 
 @dataclass(frozen=True)
 class Cell:
-    """What was measured for one class, in percent; what cannot be told of so few trainings is not a number.
+    """What was measured for one class, in percent; what cannot be told of so few trainings is not a number."""
 
-    Attributes:
-        mean: over splits of the means over seeds of the means over late epochs.
-        over_epochs: mean standard deviation over the late epochs of a training.
-        over_seeds: standard deviation over seeds, averaged over splits.
-        over_splits: standard deviation over splits, of the means over seeds.
-        trainings: how many there are.
-        evaluations: how many late epochs at least.
-        epochs: to the end of training, the longest.
-        converged: how many of the trainings converged.
-        beside: further metrics by name.
-    """
-
-    mean: float
-    over_epochs: float
-    over_seeds: float
-    over_splits: float
-    trainings: int
-    evaluations: int
-    epochs: int
-    converged: int
-    beside: Mapping[str, float]
+    mean: float  # over splits of the means over seeds of the means over late epochs
+    over_epochs: float  # mean standard deviation over the late epochs of a training
+    over_seeds: float  # standard deviation over seeds, averaged over splits
+    over_splits: float  # standard deviation over splits, of the means over seeds
+    trainings: int  # how many there are
+    evaluations: int  # how many late epochs at least
+    epochs: int  # to the end of training, the longest
+    converged: int  # how many of the trainings converged
+    beside: Mapping[str, float]  # further metrics by name
 
 
 def measured(results: Results, case: Case, wanted: Settings, metric: str, beside: Sequence[str]) -> Cell | None:

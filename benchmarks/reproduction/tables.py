@@ -15,44 +15,26 @@ from reproduction.settings import ATTRIBUTIONS, MAPS, PAPER_MAPS, SCORES, Settin
 
 @dataclass(frozen=True)
 class Case:
-    """A row that we measure.
+    """A row that we measure."""
 
-    Attributes:
-        method: name of the published row.
-        view: how the trained model is read for it.
-        last_points: use the last so many critical points; ``None``: all.
-        cloner: size of the cloner.
-        terms: terms of the discrepancy.
-        augment: with HeadCT's augmentation.
-    """
-
-    method: str
-    view: View = SCORES
-    last_points: int | None = None
-    cloner: str = "compact"
-    terms: str = "total"
-    augment: bool = False
+    method: str  # name of the published row
+    view: View = SCORES  # how the trained model is read for it
+    last_points: int | None = None  # use the last so many critical points; `None`: all
+    cloner: str = "compact"  # size of the cloner
+    terms: str = "total"  # terms of the discrepancy
+    augment: bool = False  # with HeadCT's augmentation
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a table is reproduced.
+    """How a table is reproduced."""
 
-    Attributes:
-        datasets: those that it can be measured on; the first is the default, or all are, one per column.
-        cases: the rows.
-        views: how every training is read, beyond what the rows need.
-        beside: metrics that are shown beside the table's own.
-        per_column: whether each column is a data set of its own.
-        of_scores: whether its figures come from scores alone, and its rows differ in nothing of the model.
-    """
-
-    datasets: tuple[str, ...]
-    cases: tuple[Case, ...]
-    views: tuple[View, ...] = ()
-    beside: tuple[str, ...] = ("image_F1",)
-    per_column: bool = False
-    of_scores: bool = False
+    datasets: tuple[str, ...]  # those to measure it on; the first is the default, or each has a column
+    cases: tuple[Case, ...]  # the rows
+    views: tuple[View, ...] = ()  # how every training is read, beyond what the rows need
+    beside: tuple[str, ...] = ("image_F1",)  # metrics that are shown beside the table's own
+    per_column: bool = False  # whether each column is a data set of its own
+    of_scores: bool = False  # whether its figures come from scores alone, and its rows differ in nothing of the model
 
 
 def _sizes_and_terms(equal: str, smaller: str) -> tuple[Case, ...]:
@@ -100,25 +82,16 @@ PLANS: Mapping[int, Plan] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A table and its trainings.
+    """A table and its trainings."""
 
-    Attributes:
-        number: the table's.
-        published: its figures.
-        plan: how it is reproduced.
-        dataset: the data set, ``None`` where each column has its own.
-        columns: the columns to measure.
-        cells: the settings of each row's columns, for one seed and split; of all, since others may have been measured.
-        missing: rows that the model cannot measure, with the reason.
-    """
-
-    number: int
-    published: Table
-    plan: Plan
-    dataset: str | None
-    columns: tuple[str, ...]
+    number: int  # the table's
+    published: Table  # its figures
+    plan: Plan  # how it is reproduced
+    dataset: str | None  # the data set, `None` where each column has its own
+    columns: tuple[str, ...]  # the columns to measure
+    # Of each row's columns, for one seed and split; of all columns, since others may have been measured.
     cells: Mapping[Case, Mapping[str, Settings]]
-    missing: Mapping[str, str] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)  # rows that the model cannot measure, with the reason
 
 
 def published_table(number: int, dataset: str | None) -> Table:

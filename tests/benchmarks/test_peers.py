@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import peers
 from comparison import hub_cache
-from comparison.candidates import CANDIDATES
+from comparison.candidates import CANDIDATES, LABELS
 from comparison.experiment import data_of, run
 from comparison.inference import measure
 from comparison.rendering import trials_table
@@ -189,7 +189,7 @@ def test_a_model_that_does_not_take_a_batch_stops_nobody(
     found = measure(trials, files, ["torch"], [1, 2], 1)
     assert [{*row["figures"]} for row in found["rows"]] == [{"backbone", "padim", "patchcore"}, {"backbone", "padim"}]
     assert found["failures"] == {"torch, patchcore, batch 2": "ValueError: one image at a time"}
-    table = inference_table(found)
+    table = inference_table(found, LABELS)
     assert re.search(r"\| torch \| PatchCore \| [\d., ]+ \|  \| [\d.]+ \(batch 1\) \|  \|", table), table
     assert "- torch, patchcore, batch 2: ValueError: one image at a time" in table
 
