@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import pandas as pd
 
 from kd_multiresolution.results.published import Row
 from reporting import markdown
@@ -25,12 +22,12 @@ OURS = ("ours", "± late epochs", "± seeds", "± splits", "difference", "epochs
 
 @dataclass(frozen=True)
 class Cell:
-    """What was measured for one class, in percent; what cannot be told of so few trainings is not a number."""
+    """What was measured for one class, in percent; `None`: not to be told of so few trainings."""
 
     mean: float  # over splits of the means over seeds of the means over late epochs
-    over_epochs: float  # mean standard deviation over the late epochs of a training
-    over_seeds: float  # standard deviation over seeds, averaged over splits
-    over_splits: float  # standard deviation over splits, of the means over seeds
+    over_epochs: float | None  # mean standard deviation over the late epochs of a training
+    over_seeds: float | None  # standard deviation over seeds, averaged over splits
+    over_splits: float | None  # standard deviation over splits, of the means over seeds
     trainings: int  # how many there are
     evaluations: int  # how many late epochs at least
     epochs: int  # to the end of training, the longest
@@ -51,16 +48,18 @@ def measured(results: Results, case: Case, wanted: Settings, metric: str, beside
     }
     if not found:
         return None
-    figures = [_metric(result, name) for result in found.values()]
-    means = pd.Series([100 * figure["mean"] for figure in figures], pd.MultiIndex.from_tuples(found), dtype=float)
-    by_split = means.groupby(level=0)
+    figures = {key: _metric(result, name) for key, result in found.items()}
+    by_split: dict[str, list[float]] = {}
+    for (split, _), figure in sorted(figures.items()):
+        by_split.setdefault(split, []).append(100 * figure["mean"])
+    means = [statistics.fmean(seeds) for seeds in by_split.values()]
     return Cell(
-        mean=by_split.mean().mean(),
-        over_epochs=pd.Series([figure["std"] for figure in figures], dtype=float).mean() * 100,
-        over_seeds=by_split.std().mean(),
-        over_splits=float(by_split.mean().std()),
-        trainings=len(means),
-        evaluations=min(len(figure["values"]) for figure in figures),
+        mean=statistics.fmean(means),
+        over_epochs=_mean([100 * figure["std"] for figure in figures.values() if figure["std"] is not None]),
+        over_seeds=_mean([statistics.stdev(seeds) for seeds in by_split.values() if len(seeds) > 1]),
+        over_splits=statistics.stdev(means) if len(means) > 1 else None,
+        trainings=len(figures),
+        evaluations=min(len(figure["values"]) for figure in figures.values()),
         epochs=max(result["epochs"] for result in found.values()),
         converged=sum(result["converged_after"] is not None for result in found.values()),
         beside={
@@ -68,6 +67,10 @@ def measured(results: Results, case: Case, wanted: Settings, metric: str, beside
             for other in beside
         },
     )
+
+
+def _mean(deviations: Sequence[float]) -> float | None:
+    return statistics.fmean(deviations) if deviations else None
 
 
 def _metric(result: Mapping[str, Any], name: str) -> Any:
@@ -144,7 +147,7 @@ def _ours(cell: Cell, theirs: float | None) -> list[str]:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.2f}"
+    return "–" if value is None else f"{value:.2f}"
 
 
 def _difference(ours: float, theirs: float | None) -> str:
