@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 _IMPORTED_AFTER = {
-    "anomalib.models": "kd_multiresolution.paper.lightning_model",
-    "anomalib.data": "kd_multiresolution.data",
+    "anomalib.models": ("kd_multiresolution.paper.lightning_model", "kd_multiresolution.dual.lightning_model"),
+    "anomalib.data": ("kd_multiresolution.data",),
 }
 _faults: set[str] = set()
 
