@@ -27,7 +27,7 @@ from PIL import Image
 import reproduce
 from kd_multiresolution import KdMultiresolution
 from kd_multiresolution.data.texture_defects import ensure_written
-from kd_multiresolution.feature_cache import FileStore
+from kd_multiresolution.training.feature_cache import FileStore
 from tests.data.generated import write_image
 
 IMAGES = 8

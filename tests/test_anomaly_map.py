@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_multiresolution import AnomalyMapGenerator
-from kd_multiresolution.anomaly_map import discrepancy_map, scale_to_percentile
+from kd_multiresolution.paper.anomaly_map import discrepancy_map, scale_to_percentile
 
 
 def attribution(seed: int = 0, shape: tuple[int, ...] = (2, 3, 40, 56)) -> torch.Tensor:

@@ -13,9 +13,9 @@ import yaml
 from anomalib.cli.cli import AnomalibCLI
 
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionModel
-from kd_multiresolution.arguments import check_types
+from kd_multiresolution.plugin.arguments import check_types
 from kd_multiresolution.data import BrainMRI, HeadCT, OneClassCIFAR10, OneClassFolder, RetinalOCT, TextureDefects
-from kd_multiresolution.dual import DualModel
+from kd_multiresolution.dual.torch_model import DualModel
 
 NAN, INF = float("nan"), float("inf")
 WRONG_TYPE = r"={value}: expected .*, not {type}\."

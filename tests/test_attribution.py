@@ -8,8 +8,8 @@ from captum.attr import GuidedBackprop, NoiseTunnel, Saliency
 from torch import Tensor, nn
 
 from kd_multiresolution import KdMultiresolutionModel, discrepancy
-from kd_multiresolution.anomaly_map import scale_to_percentile
-from kd_multiresolution.attribution import guided_relu, input_gradient, smooth_grad
+from kd_multiresolution.paper.anomaly_map import scale_to_percentile
+from kd_multiresolution.paper.attribution import guided_relu, input_gradient, smooth_grad
 
 
 @pytest.fixture(scope="module")

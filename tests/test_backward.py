@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from kd_multiresolution import KdMultiresolutionModel, discrepancy
-from kd_multiresolution.attribution import guided_relu
-from kd_multiresolution.backward import RecordedNetwork, discrepancy_gradient
+from kd_multiresolution.paper.attribution import guided_relu
+from kd_multiresolution.paper.backward import RecordedNetwork, discrepancy_gradient
 
 SOURCES = {
     "light_vgg": None,

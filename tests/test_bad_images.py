@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import Lambda
 
 from kd_multiresolution import KdMultiresolution
 from kd_multiresolution.data import OneClassFolder
-from kd_multiresolution.finite import NonFiniteError
+from kd_multiresolution.plugin.finite import NonFiniteError
 
 SIZE = 64
 NAN, INF = float("nan"), float("inf")

@@ -17,8 +17,8 @@ from anomalib.models import Padim
 from torchvision.utils import save_image
 
 from kd_multiresolution import KdMultiresolution, __version__
-from kd_multiresolution.checkpoint import ARGUMENTS, FORMATS, KEY, OLDEST_DUAL_FORMAT
-from kd_multiresolution.source import Source
+from kd_multiresolution.plugin.checkpoint import ARGUMENTS, FORMATS, KEY, OLDEST_DUAL_FORMAT
+from kd_multiresolution.source.network import Source
 
 SETTINGS: dict[str, Any] = {"source": "light_vgg", "image_size": 32, "epochs": 1, "visualizer": False}
 VARIANTS = ("paper", "dual")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kd_multiresolution import Cloner
-from kd_multiresolution.source import Level, Source
+from kd_multiresolution.source.network import Level, Source
 from tests.test_vectors import VGG16, levels
 
 FIGURE_2 = "16 16 M 16 128 M 16 16 256 M 16 16 512 M 16 16 512 M"

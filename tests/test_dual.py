@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from kd_multiresolution.dual import FAMILIES, ChannelError, DualModel, top_mean
-from kd_multiresolution.dual_cloners import SMALLEST_DEVIATION, LevelConv, Standardization
-from kd_multiresolution.dual_training import (
+from kd_multiresolution.dual.torch_model import FAMILIES, ChannelError, DualModel, top_mean
+from kd_multiresolution.dual.cloners import SMALLEST_DEVIATION, LevelConv, Standardization
+from kd_multiresolution.dual.calibration import (
     FEWEST_TO_JUDGE_BY,
     PAINTED,
     ChannelMoments,
@@ -24,7 +24,7 @@ from kd_multiresolution.dual_training import (
     dual_losses,
     gains,
 )
-from kd_multiresolution.painted_defects import out_of_focus, painted
+from kd_multiresolution.dual.painted_defects import out_of_focus, painted
 
 SIZE = (64, 96)
 

@@ -17,10 +17,10 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torchvision.utils import save_image
 
 from kd_multiresolution import KdMultiresolution
-from kd_multiresolution.dual import DualModel
-from kd_multiresolution.dual_training import STEPS, held_out_images, mean_and_deviation
-from kd_multiresolution.painted_defects import out_of_focus
-from kd_multiresolution.post_processor import FalseAlarmPostProcessor, NormalScores
+from kd_multiresolution.dual.torch_model import DualModel
+from kd_multiresolution.dual.calibration import STEPS, held_out_images, mean_and_deviation
+from kd_multiresolution.dual.painted_defects import out_of_focus
+from kd_multiresolution.plugin.post_processor import FalseAlarmPostProcessor, NormalScores
 
 SIZE = 64
 
@@ -214,7 +214,7 @@ def test_anomalibs_own_post_processor_works_on_top(pictures: Path, tmp_path: Pat
 
 def test_number_of_epochs_follows_from_the_steps(pictures: Path, tmp_path: Path, monkeypatch: Any) -> None:
     assert STEPS == 1400, "as documented"
-    monkeypatch.setattr("kd_multiresolution.dual_training.STEPS", 7)
+    monkeypatch.setattr("kd_multiresolution.dual.calibration.STEPS", 7)
     runner = engine(tmp_path / "steps")
     runner.fit(model(epochs=None), datamodule=data(pictures))
     assert runner.trainer.current_epoch == 2, "four batches each"

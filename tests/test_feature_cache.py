@@ -17,8 +17,8 @@ from torchvision.transforms import v2
 from torchvision.utils import save_image
 
 from kd_multiresolution import KdMultiresolution
-from kd_multiresolution.feature_cache import FeatureCache, changing_part
-from kd_multiresolution.feature_stores import GIB, FileStore
+from kd_multiresolution.training.feature_cache import FeatureCache, changing_part
+from kd_multiresolution.training.feature_stores import GIB, FileStore
 
 NUM_IMAGES = 10
 BYTES_PER_IMAGE = 4 * (2 * 4 * 4 + 3 * 2 * 2)

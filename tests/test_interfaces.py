@@ -24,9 +24,9 @@ from anomalib.models import ALLOWED_MODULES, AnomalibModule, UnknownModelError, 
 from PIL import Image
 from safetensors.torch import save_file
 
-import kd_multiresolution.source
+import kd_multiresolution.source.network
 from kd_multiresolution import KdMultiresolution
-from kd_multiresolution.light_vgg import load_light_vgg
+from kd_multiresolution.source.light_vgg import load_light_vgg
 
 SIZE = 32
 SETTINGS = {"source": "light_vgg", "pretrained": False, "image_size": SIZE}
@@ -301,7 +301,7 @@ def test_get_model_by_class_path(name: str) -> None:
 
 def test_get_model_refuses_other_modules_as_before() -> None:
     with pytest.raises(UnknownModelError):
-        get_model({"class_path": "kd_multiresolution.lightning_model.KdMultiresolution"})
+        get_model({"class_path": "kd_multiresolution.paper.lightning_model.KdMultiresolution"})
     assert "kd_multiresolution" in ALLOWED_MODULES
     assert all(module.startswith("anomalib.models") for module in ALLOWED_MODULES - {"kd_multiresolution"})
 
@@ -342,7 +342,7 @@ def test_checkpoint_brings_the_weights_of_the_source(
     expected = load_light_vgg(None).state_dict()
     save_file(expected, file)
     if given == "pretrained":
-        monkeypatch.setattr(kd_multiresolution.source, "WEIGHTS", file)
+        monkeypatch.setattr(kd_multiresolution.source.network, "WEIGHTS", file)
         settings = {"pretrained": True}
     else:
         settings = {"pretrained": False, "source_weights": str(file)}

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from kd_multiresolution.light_vgg import WEIGHTS, WIDTHS, LightVGG, load_light_vgg
+from kd_multiresolution.source.light_vgg import WEIGHTS, WIDTHS, LightVGG, load_light_vgg
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "train_light_source.py"
 

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import Resize
 from torchvision.utils import save_image
 
 from kd_multiresolution import ConvergenceStopping, KdMultiresolution
-from kd_multiresolution.post_processor import RankEvaluator, UnclampedPostProcessor, bounded
+from kd_multiresolution.plugin.post_processor import RankEvaluator, UnclampedPostProcessor, bounded
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import torch
 from timm.optim.muon import zeropower_via_newtonschulz
 from torch import nn
 
-from kd_multiresolution.optimizer import POLYNOMIALS, Muon, orthogonalized
+from kd_multiresolution.training.optimizer import POLYNOMIALS, Muon, orthogonalized
 
 
 @pytest.mark.parametrize("shape", [(32, 64), (128, 1152), (256, 128), (64, 1), (1, 64)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kd_multiresolution.painted_defects import out_of_focus, painted
+from kd_multiresolution.dual.painted_defects import out_of_focus, painted
 
 HEIGHT, WIDTH = 96, 128
 

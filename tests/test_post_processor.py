@@ -6,7 +6,7 @@ import pytest
 import torch
 from anomalib.data import ImageBatch, InferenceBatch
 
-from kd_multiresolution.post_processor import UnclampedPostProcessor
+from kd_multiresolution.plugin.post_processor import UnclampedPostProcessor
 
 PEAKS = (0.2, 0.3, 0.9)  # of the maps; the last image is defective
 

@@ -12,7 +12,7 @@ from anomalib.pipelines.benchmark.generator import BenchmarkJobGenerator
 from benchmarks.write_configs import render
 
 from kd_multiresolution import KdMultiresolution
-from kd_multiresolution.presets import LEARNING_RATE, PRESETS
+from kd_multiresolution.paper.presets import LEARNING_RATE, PRESETS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OTHERS = {"demo": "TextureDefects", "dual": "MVTecAD", "folder": "parts"}

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kd_multiresolution import AnomalyMapGenerator, KdMultiresolutionModel, discrepancy
-from kd_multiresolution.discrepancy import local_discrepancy
-from kd_multiresolution.dual import DualModel
-from kd_multiresolution.finite import NonFiniteError
-from kd_multiresolution.post_processor import UnclampedPostProcessor
+from kd_multiresolution.paper.discrepancy import local_discrepancy
+from kd_multiresolution.dual.torch_model import DualModel
+from kd_multiresolution.plugin.finite import NonFiniteError
+from kd_multiresolution.plugin.post_processor import UnclampedPostProcessor
 
 STRIDE = 16
 KINDS: dict[str, dict[str, Any]] = {

@@ -21,7 +21,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from kd_multiresolution import EvaluationAfterConvergence, KdMultiresolution
-from kd_multiresolution.protocol import RESULT_FILE, read_coverage
+from kd_multiresolution.results.protocol import RESULT_FILE, read_coverage
 
 METRICS = {"image_AUROC", "image_F1", "pixel_AUROC", "pixel_AUROC_anomalous", "AUPRO"}
 SIZE = 32

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import pytest
 
-from kd_multiresolution.published import Row, published_tables
+from kd_multiresolution.results.published import Row, published_tables
 
 TABLES = published_tables()
 # Rows whose printed mean is not that of their values; the tables' notes say so.

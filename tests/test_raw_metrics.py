@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import auc, f1_score
 
-from kd_multiresolution.raw_metrics import Predictions, covered_auroc, raw_metrics
+from kd_multiresolution.results.raw_metrics import Predictions, covered_auroc, raw_metrics
 
 
 def hand_made() -> Predictions:

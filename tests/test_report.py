@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from kd_multiresolution import KdMultiresolution, ThresholdVisualizer
-from kd_multiresolution.report import PICTURES, ScoredImages, draw_page
+from kd_multiresolution.results.report import PICTURES, ScoredImages, draw_page
 from tests.data.generated import write_noise_folders
 
 SIZE = 32

@@ -7,7 +7,7 @@ import safetensors.torch
 import timm
 import torch
 
-from kd_multiresolution.source import Source
+from kd_multiresolution.source.network import Source
 from tests.conftest import shared_path
 
 

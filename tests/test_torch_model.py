@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 
 from kd_multiresolution import KdMultiresolutionModel, discrepancy
-from kd_multiresolution.anomaly_map import discrepancy_map
-from kd_multiresolution.attribution import input_gradient
-from kd_multiresolution.finite import NonFiniteError
+from kd_multiresolution.paper.anomaly_map import discrepancy_map
+from kd_multiresolution.paper.attribution import input_gradient
+from kd_multiresolution.plugin.finite import NonFiniteError
 
 
 def model(**arguments: object) -> KdMultiresolutionModel:

@@ -16,8 +16,8 @@ from torchvision.transforms.v2 import RandomHorizontalFlip
 from torchvision.utils import save_image
 
 from kd_multiresolution import KdMultiresolution
-from kd_multiresolution.allocator import hold_freed_memory, release_freed_memory
-from kd_multiresolution.image_memory import RememberedImages, remembering_loader
+from kd_multiresolution.training.allocator import hold_freed_memory, release_freed_memory
+from kd_multiresolution.training.image_memory import RememberedImages, remembering_loader
 
 NUM_IMAGES = 6
 

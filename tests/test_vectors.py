@@ -11,9 +11,9 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from kd_multiresolution import AnomalyMapGenerator, Cloner, discrepancy
-from kd_multiresolution.anomaly_map import scale_to_percentile
-from kd_multiresolution.attribution import input_gradient
-from kd_multiresolution.source import Level
+from kd_multiresolution.paper.anomaly_map import scale_to_percentile
+from kd_multiresolution.paper.attribution import input_gradient
+from kd_multiresolution.source.network import Level
 
 VGG16 = (("pool1", 64, 2), ("pool2", 128, 2), ("pool3", 256, 3), ("pool4", 512, 3), ("pool5", 512, 3))
 POINTS = (2, 3, 4, 5)

@@ -8,17 +8,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# Not lazy: the function has the name of its module, and must be bound after the module is.
-from kd_multiresolution.discrepancy import discrepancy
-
 if TYPE_CHECKING:
-    from kd_multiresolution.anomaly_map import AnomalyMapGenerator
-    from kd_multiresolution.cloner import Cloner
-    from kd_multiresolution.convergence import ConvergenceStopping
-    from kd_multiresolution.lightning_model import KdMultiresolution, kd_multiresolution
-    from kd_multiresolution.protocol import EvaluationAfterConvergence
-    from kd_multiresolution.torch_model import KdMultiresolutionModel
-    from kd_multiresolution.visualizer import ThresholdVisualizer
+    from kd_multiresolution.dual.lightning_model import KdMultiresolutionDual, kd_multiresolution_dual
+    from kd_multiresolution.paper.anomaly_map import AnomalyMapGenerator
+    from kd_multiresolution.paper.cloner import Cloner
+    from kd_multiresolution.paper.discrepancy import discrepancy
+    from kd_multiresolution.paper.lightning_model import KdMultiresolution, kd_multiresolution
+    from kd_multiresolution.paper.torch_model import KdMultiresolutionModel
+    from kd_multiresolution.results.protocol import EvaluationAfterConvergence
+    from kd_multiresolution.results.visualizer import ThresholdVisualizer
+    from kd_multiresolution.training.convergence import ConvergenceStopping
 
 __version__ = "0.1.0"
 
@@ -28,21 +27,26 @@ __all__ = [
     "ConvergenceStopping",
     "EvaluationAfterConvergence",
     "KdMultiresolution",
+    "KdMultiresolutionDual",
     "KdMultiresolutionModel",
     "ThresholdVisualizer",
     "discrepancy",
     "kd_multiresolution",
+    "kd_multiresolution_dual",
 ]
 
 _MODULES = {
-    "AnomalyMapGenerator": "anomaly_map",
-    "Cloner": "cloner",
-    "ConvergenceStopping": "convergence",
-    "EvaluationAfterConvergence": "protocol",
-    "KdMultiresolution": "lightning_model",
-    "KdMultiresolutionModel": "torch_model",
-    "ThresholdVisualizer": "visualizer",
-    "kd_multiresolution": "lightning_model",
+    "AnomalyMapGenerator": "paper.anomaly_map",
+    "Cloner": "paper.cloner",
+    "ConvergenceStopping": "training.convergence",
+    "EvaluationAfterConvergence": "results.protocol",
+    "KdMultiresolution": "paper.lightning_model",
+    "KdMultiresolutionDual": "dual.lightning_model",
+    "KdMultiresolutionModel": "paper.torch_model",
+    "ThresholdVisualizer": "results.visualizer",
+    "discrepancy": "paper.discrepancy",
+    "kd_multiresolution": "paper.lightning_model",
+    "kd_multiresolution_dual": "dual.lightning_model",
 }
 
 

@@ -1,10 +1,10 @@
-"""Lets anomalib find the model ``kd_multiresolution`` without any action of the user.
+"""Lets anomalib find the models and data modules of ``kd_multiresolution`` without any action of the user.
 
 Python runs :func:`install` at interpreter start (``kd_multiresolution.pth``; from Python 3.15 on
 ``kd_multiresolution.start``). It puts one finder first in ``sys.meta_path`` and imports nothing. When a program imports
-``anomalib.models`` or ``anomalib.data``, and only then, our own module is imported right after it and registers itself.
-It reads one environment variable: ``KD_MULTIRESOLUTION_AUTOLOAD=0`` (or ``false``, ``no``, ``off``) switches it off.
-A fault in our package never breaks anomalib: it ends in one ``RuntimeWarning``.
+``anomalib.models`` or ``anomalib.data``, and only then, our own modules are imported right after it and register
+themselves. It reads one environment variable: ``KD_MULTIRESOLUTION_AUTOLOAD=0`` (or ``false``, ``no``, ``off``)
+switches it off. A fault in our package never breaks anomalib: it ends in one ``RuntimeWarning``.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 _IMPORTED_AFTER = {
-    "anomalib.models": "kd_multiresolution.lightning_model",
-    "anomalib.data": "kd_multiresolution.data",
+    "anomalib.models": ("kd_multiresolution.paper.lightning_model", "kd_multiresolution.dual.lightning_model"),
+    "anomalib.data": ("kd_multiresolution.data",),
 }
 _faults: set[str] = set()
 
@@ -31,7 +31,8 @@ def _import_ours(name: str) -> None:
     import warnings
 
     try:
-        importlib.import_module(_IMPORTED_AFTER[name])
+        for ours in _IMPORTED_AFTER[name]:
+            importlib.import_module(ours)
     except Exception as error:
         fault = f"kd_multiresolution could not be loaded, anomalib goes on without it: {type(error).__name__}: {error}"
         if fault not in _faults:  # Both imports fail alike when the whole package is broken.

@@ -1,4 +1,4 @@
-"""What every one-class data module here shares: the data set without masks, the constructor, the listing of folders."""
+"""What every one-class data module here shares: the data set without masks, the splits, the listing of folders."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any, ClassVar
 
 import torch
 from anomalib import TaskType
-from anomalib.data import AnomalibDataModule, AnomalibDataset, ImageItem
-from anomalib.data.utils import LabelName, Split, TestSplitMode, ValSplitMode
+from anomalib.data import AnomalibDataset, ImageItem
+from anomalib.data.utils import LabelName, Split, TestSplitMode
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from pandas import DataFrame
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms.v2 import Transform
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
-from kd_multiresolution.image_files import READING_ERRORS, check_depth
+from kd_multiresolution.data.arguments import CheckedDataModule
+from kd_multiresolution.plugin.image_files import READING_ERRORS, check_depth
 
 logger = logging.getLogger(__name__)
 
@@ -99,65 +99,29 @@ class ImageFiles(OneClassDataset):
         return pixels
 
 
-class OneClassDataModule(AnomalibDataModule):
-    """Base of the one-class data modules: anomalib's, with a validation split that always works.
+class OneClassDataModule(CheckedDataModule):
+    """Base of the one-class data modules: a validation split that always works.
 
     Args:
-        train_batch_size: images per training step.
-        eval_batch_size: images per validation, test and prediction step.
-        num_workers: loader processes; 0 reads in the main process.
-        train_augmentations: transform of training images.
-        val_augmentations: transform of validation images.
-        test_augmentations: transform of test images.
-        augmentations: transform for the three stages that name none of their own.
-        test_split_mode: ``from_dir`` tests on the data set's own test images; ``synthetic`` on its normal test images,
-            half of them with artificial defects; ``none`` on its anomalous test images alone.
-        val_split_mode: ``same_as_test``, ``from_train``, ``from_test``, ``from_dir``, ``synthetic`` or ``none``.
-        val_split_ratio: part of the images, in (0, 1), that ``from_train``, ``from_test`` and ``synthetic`` take.
-        seed: seed of the validation split.
+        **kwargs: the arguments of :class:`CheckedDataModule`.
 
     Raises:
-        ValueError: if a split mode does not exist or the data set cannot serve it.
+        TypeError: if an argument has another type.
+        ValueError: if an argument is out of range, or the data set cannot serve a split mode.
     """
 
     # Why the data set cannot serve a mode, by mode.
     refused_split_modes: ClassVar[dict[str, str]] = {}
 
-    def __init__(
-        self,
-        *,
-        train_batch_size: int,
-        eval_batch_size: int,
-        num_workers: int,
-        train_augmentations: Transform | None,
-        val_augmentations: Transform | None,
-        test_augmentations: Transform | None,
-        augmentations: Transform | None,
-        test_split_mode: TestSplitMode | str,
-        val_split_mode: ValSplitMode | str,
-        val_split_ratio: float,
-        seed: int | None,
-    ) -> None:
-        modes = {"val_split_mode": ValSplitMode(val_split_mode).value}
-        if TestSplitMode(test_split_mode) == TestSplitMode.SYNTHETIC:
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        modes = {"val_split_mode": self.val_split_mode.value}
+        if self.test_split_mode == TestSplitMode.SYNTHETIC:
             modes["test_split_mode"] = TestSplitMode.SYNTHETIC.value
         for argument, mode in modes.items():
             if mode in self.refused_split_modes:
                 msg = f"{argument}={mode!r}: {type(self).__name__} {self.refused_split_modes[mode]}."
                 raise ValueError(msg)
-        super().__init__(
-            train_batch_size=train_batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            train_augmentations=train_augmentations,
-            val_augmentations=val_augmentations,
-            test_augmentations=test_augmentations,
-            augmentations=augmentations,
-            test_split_mode=test_split_mode,
-            val_split_mode=val_split_mode,
-            val_split_ratio=val_split_ratio,
-            seed=seed,
-        )
 
     def _create_test_split(self) -> None:
         # anomalib's takes the normal images out and appends them again. The sets here bring their own, so that the

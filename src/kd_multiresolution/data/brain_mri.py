@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
-from anomalib.data.utils import TestSplitMode, ValSplitMode
-from torchvision.transforms.v2 import Transform
-
-from kd_multiresolution.data.arguments import check_data_arguments
 from kd_multiresolution.data.base import list_images
 from kd_multiresolution.data.held_out_normals import HeldOutNormals
 
@@ -26,17 +23,7 @@ class BrainMRI(HeldOutNormals):
     Args:
         root: the folder of ``yes`` and ``no``, or the one above their common folder ``brain_tumor_dataset``.
         split_seed: draws the ten normal test images; a split depends on it and the file names alone.
-        train_batch_size: images per training step.
-        eval_batch_size: images per validation, test and prediction step.
-        num_workers: loader processes; 0 reads in the main process.
-        train_augmentations: transform of training images.
-        val_augmentations: transform of validation images.
-        test_augmentations: transform of test images.
-        augmentations: transform for the three stages that name none of their own.
-        test_split_mode: ``from_dir`` (the test images), ``synthetic`` or ``none``, as in anomalib.
-        val_split_mode: ``same_as_test``, ``from_train``, ``from_test``, ``synthetic`` or ``none``.
-        val_split_ratio: part of the images, in (0, 1), that ``from_train``, ``from_test`` and ``synthetic`` take.
-        seed: seed of the validation split.
+        **kwargs: the arguments of :class:`CheckedDataModule`.
 
     Raises:
         TypeError: if an argument has another type.
@@ -47,39 +34,8 @@ class BrainMRI(HeldOutNormals):
         >>> datamodule = BrainMRI(root="datasets/BrainMRI", split_seed=3)
     """
 
-    def __init__(
-        self,
-        root: Path | str = "./datasets/BrainMRI",
-        split_seed: int = 0,
-        train_batch_size: int = 32,
-        eval_batch_size: int = 32,
-        num_workers: int = 8,
-        train_augmentations: Transform | None = None,
-        val_augmentations: Transform | None = None,
-        test_augmentations: Transform | None = None,
-        augmentations: Transform | None = None,
-        test_split_mode: TestSplitMode | str = TestSplitMode.FROM_DIR,
-        val_split_mode: ValSplitMode | str = ValSplitMode.SAME_AS_TEST,
-        val_split_ratio: float = 0.1,
-        seed: int | None = None,
-    ) -> None:
-        check_data_arguments(BrainMRI.__init__, locals())
-        super().__init__(
-            train_batch_size=train_batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            train_augmentations=train_augmentations,
-            val_augmentations=val_augmentations,
-            test_augmentations=test_augmentations,
-            augmentations=augmentations,
-            test_split_mode=test_split_mode,
-            val_split_mode=val_split_mode,
-            val_split_ratio=val_split_ratio,
-            seed=seed,
-        )
-        self.root = Path(root)
-        self.split_seed = split_seed
-        self.category = f"split_{split_seed}"
+    def __init__(self, root: Path | str = "./datasets/BrainMRI", split_seed: int = 0, **kwargs: Any) -> None:
+        super().__init__(root, split_seed, **kwargs)
 
     def _find_images(self) -> tuple[list[str], list[str]]:
         folders = (self.root, self.root / "brain_tumor_dataset")

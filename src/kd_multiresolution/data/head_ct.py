@@ -6,9 +6,9 @@ import csv
 import logging
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
-from anomalib.data.utils import TestSplitMode, ValSplitMode
-from torchvision.transforms.v2 import Compose, InterpolationMode, RandomAffine, Transform
+from torchvision.transforms.v2 import Compose, InterpolationMode, RandomAffine
 
 from kd_multiresolution.data.arguments import check_data_arguments
 from kd_multiresolution.data.base import list_images
@@ -28,17 +28,7 @@ class HeadCT(HeldOutNormals):
         split_seed: draws the ten normal test images; a split depends on it and the file names alone.
         augment: rotate within 20 degrees and scale by 0.9 to 1.05 at random, training images only: the paper's
             "+AUG". Comes before ``train_augmentations``.
-        train_batch_size: images per training step.
-        eval_batch_size: images per validation, test and prediction step.
-        num_workers: loader processes; 0 reads in the main process.
-        train_augmentations: transform of training images.
-        val_augmentations: transform of validation images.
-        test_augmentations: transform of test images.
-        augmentations: transform for the three stages that name none of their own.
-        test_split_mode: ``from_dir`` (the test images), ``synthetic`` or ``none``, as in anomalib.
-        val_split_mode: ``same_as_test``, ``from_train``, ``from_test``, ``synthetic`` or ``none``.
-        val_split_ratio: part of the images, in (0, 1), that ``from_train``, ``from_test`` and ``synthetic`` take.
-        seed: seed of the validation split.
+        **kwargs: the arguments of :class:`CheckedDataModule`.
 
     Raises:
         TypeError: if an argument has another type.
@@ -51,43 +41,14 @@ class HeadCT(HeldOutNormals):
     """
 
     def __init__(
-        self,
-        root: Path | str = "./datasets/HeadCT",
-        split_seed: int = 0,
-        augment: bool = False,
-        train_batch_size: int = 32,
-        eval_batch_size: int = 32,
-        num_workers: int = 8,
-        train_augmentations: Transform | None = None,
-        val_augmentations: Transform | None = None,
-        test_augmentations: Transform | None = None,
-        augmentations: Transform | None = None,
-        test_split_mode: TestSplitMode | str = TestSplitMode.FROM_DIR,
-        val_split_mode: ValSplitMode | str = ValSplitMode.SAME_AS_TEST,
-        val_split_ratio: float = 0.1,
-        seed: int | None = None,
+        self, root: Path | str = "./datasets/HeadCT", split_seed: int = 0, augment: bool = False, **kwargs: Any
     ) -> None:
         check_data_arguments(HeadCT.__init__, locals())
+        super().__init__(root, split_seed, **kwargs)
         if augment:
-            given = train_augmentations or augmentations
+            given = self.train_augmentations
             affine = RandomAffine(degrees=20, scale=(0.9, 1.05), interpolation=InterpolationMode.BILINEAR)
-            train_augmentations = Compose([affine, given]) if given else affine
-        super().__init__(
-            train_batch_size=train_batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            train_augmentations=train_augmentations,
-            val_augmentations=val_augmentations,
-            test_augmentations=test_augmentations,
-            augmentations=augmentations,
-            test_split_mode=test_split_mode,
-            val_split_mode=val_split_mode,
-            val_split_ratio=val_split_ratio,
-            seed=seed,
-        )
-        self.root = Path(root)
-        self.split_seed = split_seed
-        self.category = f"split_{split_seed}"
+            self.train_augmentations = Compose([affine, given]) if given else affine
 
     def _find_images(self) -> tuple[list[str], list[str]]:
         source = "https://www.kaggle.com/datasets/felipekitamura/head-ct-hemorrhage"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from anomalib.data.utils import Split
 
+from kd_multiresolution.data.arguments import check_data_arguments
 from kd_multiresolution.data.base import ImageFiles, OneClassDataModule, report_copies, sample_rows
 
 # The paper holds out ten of 98 and of 100 normal images.
@@ -16,12 +17,22 @@ _NORMAL_TEST_IMAGES = 10
 
 
 class HeldOutNormals(OneClassDataModule):
-    """Base of the data sets that come without a split; the constructor sets ``root`` and ``split_seed``."""
+    """Base of the data sets that come without a split.
+
+    Args:
+        root: the data set's folder.
+        split_seed: draws the ten normal test images; a split depends on it and the file names alone.
+        **kwargs: the arguments of :class:`CheckedDataModule`.
+    """
 
     refused_split_modes: ClassVar[dict[str, str]] = {"from_dir": "has no validation folder"}
 
-    root: Path
-    split_seed: int
+    def __init__(self, root: Path | str, split_seed: int, **kwargs: Any) -> None:
+        check_data_arguments(HeldOutNormals.__init__, locals())
+        super().__init__(**kwargs)
+        self.root = Path(root)
+        self.split_seed = split_seed
+        self.category = f"split_{split_seed}"
 
     @abstractmethod
     def _find_images(self) -> tuple[list[str], list[str]]:

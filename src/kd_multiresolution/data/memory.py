@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -72,39 +72,23 @@ class SampledVisualizer(Callback):
         self.visualizer = visualizer
         self.images = images
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: ImageBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_test_batch_end(self, *arguments: Any, **named: Any) -> None:
         """Have the chosen images of a tested batch drawn."""
-        self._draw("on_test_batch_end", trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        self._draw(self.visualizer.on_test_batch_end, *arguments, **named)
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: ImageBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_predict_batch_end(self, *arguments: Any, **named: Any) -> None:
         """Have the chosen images of a predicted batch drawn."""
-        self._draw("on_predict_batch_end", trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        self._draw(self.visualizer.on_predict_batch_end, *arguments, **named)
 
     def _draw(
         self,
-        hook: str,
+        hook: Callable[..., None],
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: Any,
         batch: ImageBatch,
-        batch_idx: int,
-        dataloader_idx: int,
+        *rest: Any,
+        **named: Any,
     ) -> None:
         if self.images.keys().isdisjoint(batch.image_path or ()):  # most batches: not taken apart
             return
@@ -117,4 +101,4 @@ class SampledVisualizer(Callback):
                 to_pil_image(self.images[path]).save(file)
                 item.image_path = str(file)
             drawn = ImageBatch.collate([item for item, _ in chosen])
-            getattr(self.visualizer, hook)(trainer, pl_module, outputs, drawn, batch_idx, dataloader_idx)
+            hook(trainer, pl_module, outputs, drawn, *rest, **named)

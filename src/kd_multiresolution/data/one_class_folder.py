@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from anomalib.data.utils import Split, TestSplitMode, ValSplitMode
-from torchvision.transforms.v2 import Transform
+from anomalib.data.utils import Split, ValSplitMode
 
 from kd_multiresolution.data.arguments import check_data_arguments
 from kd_multiresolution.data.base import (
@@ -31,17 +30,7 @@ class OneClassFolder(OneClassDataModule):
     Args:
         root: the folder of ``train`` and ``test``.
         normal_class: name of the normal class, or its number in the sorted names of ``test``.
-        train_batch_size: images per training step.
-        eval_batch_size: images per validation, test and prediction step.
-        num_workers: loader processes; 0 reads in the main process.
-        train_augmentations: transform of training images.
-        val_augmentations: transform of validation images.
-        test_augmentations: transform of test images.
-        augmentations: transform for the three stages that name none of their own.
-        test_split_mode: ``from_dir`` (the test images), ``synthetic`` or ``none``, as in anomalib.
-        val_split_mode: ``same_as_test``, ``from_train``, ``from_test``, ``from_dir``, ``synthetic`` or ``none``.
-        val_split_ratio: part of the images, in (0, 1), that ``from_train``, ``from_test`` and ``synthetic`` take.
-        seed: seed of the validation split.
+        **kwargs: the arguments of :class:`CheckedDataModule`.
 
     Raises:
         TypeError: if an argument has another type.
@@ -56,36 +45,9 @@ class OneClassFolder(OneClassDataModule):
     # Where to get the data, for the messages about what is missing.
     source: ClassVar[str] = "Expected train/<class>/ and test/<class>/ below it."
 
-    def __init__(
-        self,
-        root: Path | str,
-        normal_class: int | str = 0,
-        train_batch_size: int = 32,
-        eval_batch_size: int = 32,
-        num_workers: int = 8,
-        train_augmentations: Transform | None = None,
-        val_augmentations: Transform | None = None,
-        test_augmentations: Transform | None = None,
-        augmentations: Transform | None = None,
-        test_split_mode: TestSplitMode | str = TestSplitMode.FROM_DIR,
-        val_split_mode: ValSplitMode | str = ValSplitMode.SAME_AS_TEST,
-        val_split_ratio: float = 0.1,
-        seed: int | None = None,
-    ) -> None:
+    def __init__(self, root: Path | str, normal_class: int | str = 0, **kwargs: Any) -> None:
         check_data_arguments(OneClassFolder.__init__, locals())
-        super().__init__(
-            train_batch_size=train_batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            train_augmentations=train_augmentations,
-            val_augmentations=val_augmentations,
-            test_augmentations=test_augmentations,
-            augmentations=augmentations,
-            test_split_mode=test_split_mode,
-            val_split_mode=val_split_mode,
-            val_split_ratio=val_split_ratio,
-            seed=seed,
-        )
+        super().__init__(**kwargs)
         self.root = Path(root)
         self.normal_class = normal_class
         # The results folder is named before the data are looked at, so a number stays a number there.

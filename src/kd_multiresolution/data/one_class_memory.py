@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from urllib.error import URLError
 
 import torch
-from anomalib.data.utils import Split, TestSplitMode, ValSplitMode
+from anomalib.data.utils import Split
 from anomalib.visualization.base import Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torchvision.transforms.v2 import Transform
 
 from kd_multiresolution.data.arguments import check_data_arguments
 from kd_multiresolution.data.base import OneClassDataModule, digest, find_class, report_equal, sample_rows
@@ -50,17 +49,9 @@ class OneClassMemory(OneClassDataModule):
         root: Path | str = "./datasets",
         normal_class: int | str = 0,
         pictures_per_class: int = 10,
-        train_batch_size: int = 32,
-        eval_batch_size: int = 32,
+        *,
         num_workers: int = 0,
-        train_augmentations: Transform | None = None,
-        val_augmentations: Transform | None = None,
-        test_augmentations: Transform | None = None,
-        augmentations: Transform | None = None,
-        test_split_mode: TestSplitMode | str = TestSplitMode.FROM_DIR,
-        val_split_mode: ValSplitMode | str = ValSplitMode.SAME_AS_TEST,
-        val_split_ratio: float = 0.1,
-        seed: int | None = None,
+        **kwargs: Any,
     ) -> None:
         """Keep the settings; nothing is read before :meth:`setup`.
 
@@ -68,17 +59,9 @@ class OneClassMemory(OneClassDataModule):
             root: the folder torchvision keeps its data sets in; what is missing is downloaded to it.
             normal_class: name of the normal class, or its number.
             pictures_per_class: how many test images of each class a visualizer draws; 0 for none.
-            train_batch_size: images per training step.
-            eval_batch_size: images per validation, test and prediction step.
             num_workers: loader processes; 0 reads in the main process, 10,000 images in about a second.
-            train_augmentations: transform of training images.
-            val_augmentations: transform of validation images.
-            test_augmentations: transform of test images.
-            augmentations: transform for the three stages that name none of their own.
-            test_split_mode: ``from_dir`` (the test images) or ``none`` (the anomalous ones of them alone).
-            val_split_mode: ``same_as_test``, ``from_train``, ``from_test`` or ``none``.
-            val_split_ratio: part of the images, in (0, 1), that ``from_train`` and ``from_test`` take.
-            seed: seed of the validation split.
+            **kwargs: the arguments of :class:`CheckedDataModule`; no split mode is ``synthetic``, and
+                ``val_split_mode`` not ``from_dir``.
 
         Raises:
             TypeError: if an argument has another type.
@@ -88,19 +71,7 @@ class OneClassMemory(OneClassDataModule):
             RuntimeError: while preparing the data, if they cannot be downloaded.
         """
         check_data_arguments(OneClassMemory.__init__, locals())
-        super().__init__(
-            train_batch_size=train_batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            train_augmentations=train_augmentations,
-            val_augmentations=val_augmentations,
-            test_augmentations=test_augmentations,
-            augmentations=augmentations,
-            test_split_mode=test_split_mode,
-            val_split_mode=val_split_mode,
-            val_split_ratio=val_split_ratio,
-            seed=seed,
-        )
+        super().__init__(num_workers=num_workers, **kwargs)
         self.root = Path(root)
         self.normal_class = find_class(normal_class, self.class_names)
         self.category = self.class_names[self.normal_class]

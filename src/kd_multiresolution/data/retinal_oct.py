@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import ClassVar
-
-from anomalib.data.utils import TestSplitMode, ValSplitMode
-from torchvision.transforms.v2 import Transform
+from typing import Any, ClassVar
 
 from kd_multiresolution.data.one_class_folder import OneClassFolder
 
@@ -29,19 +26,8 @@ class RetinalOCT(OneClassFolder):
 
     Args:
         root: the folder of ``train`` and ``test``, or the one above it.
-        train_batch_size: images per training step.
-        eval_batch_size: images per validation, test and prediction step.
-        num_workers: loader processes; 0 reads in the main process.
-        train_augmentations: transform of training images.
-        val_augmentations: transform of validation images.
-        test_augmentations: transform of test images.
-        augmentations: transform for the three stages that name none of their own.
-        test_split_mode: ``from_dir`` (the test images), ``synthetic`` or ``none``, as in anomalib.
-        val_split_mode: ``same_as_test`` (thresholds from test labels; training and test set stay whole),
-            ``from_dir`` (Kaggle's copy has 32 images in ``val``), ``from_train``, ``from_test``, ``synthetic`` or
-            ``none``.
-        val_split_ratio: part of the images, in (0, 1), that ``from_train``, ``from_test`` and ``synthetic`` take.
-        seed: seed of the validation split.
+        **kwargs: the arguments of :class:`CheckedDataModule`; Kaggle's copy has 32 images in ``val`` for
+            ``val_split_mode="from_dir"``.
 
     Raises:
         TypeError: if an argument has another type.
@@ -57,36 +43,8 @@ class RetinalOCT(OneClassFolder):
         "https://data.mendeley.com/datasets/rscbjbr9sj/2 or https://www.kaggle.com/datasets/paultimothymooney/kermany2018"
     )
 
-    def __init__(
-        self,
-        root: Path | str = "./datasets/RetinalOCT",
-        train_batch_size: int = 32,
-        eval_batch_size: int = 32,
-        num_workers: int = 8,
-        train_augmentations: Transform | None = None,
-        val_augmentations: Transform | None = None,
-        test_augmentations: Transform | None = None,
-        augmentations: Transform | None = None,
-        test_split_mode: TestSplitMode | str = TestSplitMode.FROM_DIR,
-        val_split_mode: ValSplitMode | str = ValSplitMode.SAME_AS_TEST,
-        val_split_ratio: float = 0.1,
-        seed: int | None = None,
-    ) -> None:
-        super().__init__(
-            root=root,
-            normal_class=_NORMAL,
-            train_batch_size=train_batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            train_augmentations=train_augmentations,
-            val_augmentations=val_augmentations,
-            test_augmentations=test_augmentations,
-            augmentations=augmentations,
-            test_split_mode=test_split_mode,
-            val_split_mode=val_split_mode,
-            val_split_ratio=val_split_ratio,
-            seed=seed,
-        )
+    def __init__(self, root: Path | str = "./datasets/RetinalOCT", **kwargs: Any) -> None:
+        super().__init__(root, _NORMAL, **kwargs)
 
     def _setup(self, _stage: str | None = None) -> None:
         candidates = (self.root, self.root / "OCT2017", self.root / "OCT2017 ")

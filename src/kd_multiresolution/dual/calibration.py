@@ -1,0 +1,197 @@
+"""What is normal to trained cloners, and how much each map counts, told from held-out normal images.
+
+The images are read as they are, out of focus, and with painted defects (see ``docs/method.md``).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import zip_longest
+from typing import Literal, cast
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from kd_multiresolution.dual.maps import ChannelError, top_mean
+from kd_multiresolution.dual.standardization import Reduce
+from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
+from kd_multiresolution.plugin.post_processor import NormalScores
+
+LARGEST_GAIN = 5.0  # deviations: a defect that nobody can miss says nothing about others
+NOTICEABLE_GAIN = 0.6  # deviations: 1.1 and more on industrial parts, at most 0.48 on CIFAR-10 and medical images
+FEWEST_TO_JUDGE_BY = 8  # held-out images; the deviation of fewer says too little, and they are judged by their defects
+CHUNK = 16  # held-out images at a time
+
+logger = logging.getLogger(__name__)
+
+ImageScore = Literal["auto", "defects", "whole"]
+
+Precision = Callable[[], AbstractContextManager[None]]
+"""Makes the context in which networks compute."""
+
+Predicted = tuple[Sequence[Tensor], list[Tensor], list[Tensor]]
+"""The source's features of some images, the local cloner's and the global cloner's prediction of all but the first."""
+
+
+@torch.no_grad()
+def calibrate(
+    model: KdMultiresolutionDualModel,
+    normal: Sequence[Tensor],
+    *,
+    blurred: Sequence[Tensor],
+    defective: Sequence[Tensor],
+    image_size: tuple[int, int],
+    image_score: ImageScore,
+    reduce: Reduce,
+    precision: Precision = nullcontext,
+) -> tuple[NormalScores, NormalScores]:
+    """Set from held-out normal images what the model compares with, and how it judges.
+
+    That is the error per channel, the weight of each map, and whether images are judged as a whole; if ``image_score``
+    leaves that open, where a painted defect raises the mean of no map by a noticeable part of what it differs by among
+    normal images.
+
+    Args:
+        model: its cloners as they are.
+        normal: features of this process's held-out images, (N, C_i, H_i, W_i) per critical point; N may be 0.
+        blurred: of the same images out of focus.
+        defective: of the same images with painted defects, all of them once, then all of them again, and so on.
+        image_size: height and width of the images in pixels.
+        image_score: ``auto``, ``defects`` or ``whole``.
+        reduce: sums over all processes.
+        precision: in which the cloners predict.
+
+    Returns:
+        How the scores of normal images, and the largest values of their maps, are distributed.
+    """
+    predicted = _predicted(model, normal, precision)
+    _weigh_channels(model, predicted, reduce)
+    normal_maps = _maps(model, predicted)
+    blurred_maps, defective_maps = (
+        _maps(model, _predicted(model, features, precision)) for features in (blurred, defective)
+    )
+    normal_tops, blurred_tops, defective_tops = (
+        top_mean(model.blurred(maps)) for maps in (normal_maps, blurred_maps, defective_maps)
+    )
+    _weigh_families(model, normal_tops, blurred_tops, defective_tops, reduce)
+    normal_means, defective_means = (
+        maps[:, : model.fine].double().mean((2, 3)) for maps in (normal_maps, defective_maps)
+    )
+    auto = image_score == "auto"
+    as_whole = _differ_as_a_whole(normal_means, defective_means, reduce) if auto else image_score == "whole"
+    model.judged_as_whole.fill_(as_whole)
+    whole = torch.cat([model.as_a_whole(features, local) for features, local, _ in predicted])
+    read = model.read(normal_maps, whole, image_size)
+    peaks = cast("Tensor", read.anomaly_map).flatten(1).amax(1)
+    return _distribution(cast("Tensor", read.pred_score), reduce), _distribution(peaks, reduce)
+
+
+def _predicted(model: KdMultiresolutionDualModel, features: Sequence[Tensor], precision: Precision) -> list[Predicted]:
+    """Return the features of a few images at a time, with what the local and the global cloner predict of them."""
+    chunks = zip(*(torch.split(level, CHUNK) for level in features), strict=True)
+    with precision():
+        return [(chunk, *model.predictions(chunk)) for chunk in chunks]
+
+
+def _maps(model: KdMultiresolutionDualModel, predicted: Iterable[Predicted]) -> Tensor:
+    """Return all families of maps of some images, (N, K, H, W)."""
+    return torch.cat([model.families(*part) for part in predicted])
+
+
+def _distribution(scores: Tensor, reduce: Reduce) -> NormalScores:
+    mean, deviation, count = mean_and_deviation(scores[:, None], reduce)
+    return NormalScores(float(mean), float(deviation), count)
+
+
+def gains(normal: Tensor, defective: Tensor, harmless: Tensor, reduce: Reduce) -> tuple[Tensor, Tensor]:
+    """Return by how much painted defects raise each map's value, and the deviation in which that is measured.
+
+    A map's *gain* is by how many deviations of its values on harmless images a defect raises its value on the same
+    image, between -5 and 5, on average.
+
+    Args:
+        normal: (N, K), value of each map on each normal image.
+        defective: (M, K), M a multiple of N: on the same images with painted defects.
+        harmless: (L, K), on images without a defect.
+        reduce: sums over all processes.
+
+    Returns:
+        Gains and deviations, (K,) each, the deviations above zero.
+    """
+    normal, defective = normal.double(), defective.double()
+    _, deviation, _ = mean_and_deviation(harmless.double(), reduce)
+    deviation = deviation.clamp_min(torch.finfo(torch.float32).eps)
+    raised = (defective - normal.repeat(len(defective) // max(len(normal), 1), 1)) / deviation
+    sums = torch.cat([raised.clamp(-LARGEST_GAIN, LARGEST_GAIN).sum(0), raised.new_tensor([len(raised)])])
+    *totals, count = reduce(sums).unbind()
+    return torch.stack(totals) / count, deviation
+
+
+def _weigh_families(
+    model: KdMultiresolutionDualModel, normal: Tensor, blurred: Tensor, defective: Tensor, reduce: Reduce
+) -> None:
+    """Let each map count, per deviation, by the cube of its gain over images in and out of focus.
+
+    A linear discriminant of independent maps would take the gain itself, but the maps find the same defects, and the
+    better ones should lead. The values are (N, K), (N, K) and (M, K); the weights of the model are set.
+    """
+    gain, deviation = gains(normal, defective, torch.cat([normal, blurred]), reduce)
+    share = gain.clamp_min(0).pow(3)
+    # Maps that no defect raises cannot be told apart, as with random weights: they count alike.
+    share = torch.where(share.sum() > 0, share / share.sum(), 1 / len(share))
+    # The weight of a map that hardly varies must still be a number of the model's type.
+    model.family_weight.copy_(share / deviation.clamp_min(torch.finfo(model.family_weight.dtype).eps))
+
+
+def _differ_as_a_whole(normal: Tensor, defective: Tensor, reduce: Reduce) -> bool:
+    """Return whether defects raise the mean of no map noticeably, and say so in the log.
+
+    Args:
+        normal: (N, K), mean of each map on each normal image.
+        defective: (M, K), on the same images with painted defects.
+        reduce: sums over all processes.
+    """
+    gain = float(gains(normal, defective, normal, reduce)[0].max())
+    count = int(reduce(torch.tensor(float(len(normal)), device=normal.device)))
+    if count < FEWEST_TO_JUDGE_BY:
+        found, why = False, f"{count} held-out images are too few to tell"
+    else:
+        found, why = gain < NOTICEABLE_GAIN, f"a painted defect raises the mean of a map by {gain:.2f} deviations"
+    rank_zero_only(logger.info)(
+        "Images are judged %s: %s.", "as a whole" if found else "by their defects", why, stacklevel=2
+    )
+    return found
+
+
+def _weigh_channels(model: KdMultiresolutionDualModel, predicted: Sequence[Predicted], reduce: Reduce) -> None:
+    """Set the mean squared difference of each channel."""
+    errors = zip_longest(model.value, model.disagreement)  # the last level has no value
+    for level, (value, disagreement) in enumerate(cast("Iterable[tuple[ChannelError | None, ChannelError]]", errors)):
+        channels = disagreement.root_mean_square
+        sums = channels.new_zeros(3, len(channels), dtype=torch.float64)
+        for chunk, local, overall in predicted:
+            source = chunk[level + 1]
+            sums[0] += source.numel() / source.shape[1]
+            sums[1] += (source - local[level]).double().square().sum((0, 2, 3))
+            sums[2] += (local[level] - overall[level]).double().square().sum((0, 2, 3))
+        count, values, disagreements = reduce(sums)
+        disagreement.set(disagreements / count)
+        if value is not None:
+            value.set(values / count)
+
+
+def mean_and_deviation(rows: Tensor, reduce: Reduce) -> tuple[Tensor, Tensor, int]:
+    """Return mean and sample standard deviation over the rows of all processes, and their number.
+
+    Args:
+        rows: (N, K), this process's.
+        reduce: sums over all processes.
+    """
+    wide = rows.double()
+    count = int(reduce(torch.tensor(float(len(rows)), device=rows.device)))
+    mean = reduce(wide.sum(0)) / count
+    variance = reduce((wide - mean).square().sum(0)) / (count - 1)
+    return mean.to(rows), variance.sqrt().to(rows), count

@@ -1,0 +1,171 @@
+"""Normal images that the cloners never learn from: what is normal, and what a map is worth, is told from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kd_multiresolution.dual.calibration import CHUNK, ImageScore, Precision, calibrate
+from kd_multiresolution.dual.painted_defects import out_of_focus, painted
+from kd_multiresolution.dual.standardization import ChannelMoments, Reduce
+from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
+from kd_multiresolution.plugin.finite import check_finite
+from kd_multiresolution.plugin.post_processor import NormalScores
+
+HELD_OUT_FRACTION = 8  # one of so many normal images
+MOST_HELD_OUT = 64
+FEWEST_HELD_OUT = 4
+FEWEST_IMAGES = 4
+PAINTED = 64  # pictures with a painted defect, or as many as there are held-out images
+
+
+def held_out_images(paths: Iterable[str], seed: int) -> frozenset[str]:
+    """Choose the normal images that only statistics are taken from: one in eight, at most 64.
+
+    Of few images relatively more, up to 4: a threshold told from two images would be out of reach.
+
+    Args:
+        paths: of all training images.
+        seed: of the choice, which does not depend on the order of the paths.
+
+    Raises:
+        ValueError: if there are fewer than four images.
+    """
+    ordered = sorted(set(paths))
+    if len(ordered) < FEWEST_IMAGES:
+        msg = (
+            f"{len(ordered)} training images: KdMultiresolutionDual trains on some and takes its statistics from "
+            f"others, at least two of each. Give it {FEWEST_IMAGES} or more, or use KdMultiresolution."
+        )
+        raise ValueError(msg)
+    count = min(max(len(ordered) // HELD_OUT_FRACTION, min(len(ordered) // 2, FEWEST_HELD_OUT)), MOST_HELD_OUT)
+    order = torch.randperm(len(ordered), generator=torch.Generator().manual_seed(seed)).tolist()
+    return frozenset(ordered[i] for i in order[:count])
+
+
+class HeldOutImages:
+    """The held-out images of a training, and the features of them that its calibrations need.
+
+    Args:
+        model: what is trained.
+        seed: of the choice of held-out images.
+        image_score: images are judged by their ``defects``, as a ``whole``, or, if ``auto``, as held-out images say.
+    """
+
+    def __init__(self, model: KdMultiresolutionDualModel, seed: int, image_score: ImageScore = "auto") -> None:
+        self.model = model
+        self.seed = seed
+        self.image_score = image_score
+        self.held_out: frozenset[str] = frozenset()
+        self.names_before: list[str] | None = None
+        self.calibrated_after = -1
+        self._precision: Precision = nullcontext
+        self.image_size = (0, 0)  # known with the first images
+        self._normal: list[Tensor] = []
+        self._blurred: list[Tensor] = []
+        self._defective: list[Tensor] = []
+
+    def start(
+        self,
+        paths: Sequence[str],
+        batches: Iterable[tuple[Sequence[str], Tensor, list[Tensor]]],
+        reduce: Reduce,
+        *,
+        resumed: bool,
+        precision: Precision = nullcontext,
+    ) -> None:
+        """Choose the held-out images, keep their features, and standardise by the others' unless that was done before.
+
+        Features are kept of each image as it is, out of focus, and with painted defects.
+
+        Args:
+            paths: of all training images.
+            batches: paths, images and source features of this process's training images.
+            reduce: sums over all processes.
+            resumed: whether this training goes on with another.
+            precision: in which the features of the batches were computed, and predictions of them are.
+
+        Raises:
+            ValueError: if there are fewer than four images, one of them is not finite, or a resumed training held out
+                others.
+        """
+        self._precision = precision
+        self.held_out = held_out_images(paths, self.seed)
+        if resumed:
+            self._check_held_out()
+        moments = ChannelMoments()
+        kept: dict[str, list[Tensor]] = {}
+        # The global random generator decides the order of the images; a look ahead must not change it.
+        with torch.random.fork_rng():
+            for batch_paths, images, features in batches:
+                check_finite(images, batch_paths)
+                for i, path in enumerate(batch_paths):
+                    if path in self.held_out:
+                        kept[path] = [images[i].clone(), *(level[i].clone() for level in features)]
+                fitted = self.fitted(batch_paths)
+                moments.add([level[fitted] for level in features])
+                empty = [images[:0], *(level[:0] for level in features)]
+        # In the order of their paths, on which the last digits of sums depend.
+        rows = [kept[path] for path in sorted(kept)]
+        held_out, *self._normal = [torch.stack(column) for column in zip(*rows, strict=True)] if rows else empty
+        self.image_size = (held_out.shape[-2], held_out.shape[-1])
+        generator = torch.Generator().manual_seed(self.seed)
+        copies = max(PAINTED // len(self.held_out), 1)  # however many of them this process has
+        self._defective = self._features(torch.cat([painted(held_out, generator) for _ in range(copies)]))
+        self._blurred = self._features(out_of_focus(held_out))
+        if not resumed:
+            moments.standardize(self.model.levels_units, reduce)
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        """Return the source's features of the images."""
+        with torch.no_grad(), self._precision():
+            features = [
+                self.model.source(chunk.contiguous(memory_format=torch.channels_last))
+                for chunk in torch.split(images, CHUNK)
+            ]
+        return [torch.cat(level).to(images.dtype) for level in zip(*features, strict=True)]
+
+    def _check_held_out(self) -> None:
+        """Check that the cloners have not learnt from the held-out images before."""
+        if self.names_before is not None and self.names_before != self.names:
+            msg = (
+                f"The training that is resumed held out other images than seed={self.seed} chooses of these, from some "
+                "of which its cloners have learnt. Resume with its seed and its training images, or train anew."
+            )
+            raise ValueError(msg)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the held-out images' files, which a checkpoint keeps: their folder may be moved."""
+        return sorted(Path(path).name for path in self.held_out)
+
+    def calibrate(self, step: int, reduce: Reduce) -> tuple[NormalScores, NormalScores] | None:
+        """Do as :func:`calibrate` with the held-out images, but where that was done after the same step.
+
+        Args:
+            step: how many steps the training has taken.
+            reduce: sums over all processes.
+
+        Returns:
+            As :func:`calibrate`; ``None`` if nothing was to be done, or no training is under way.
+        """
+        if step == self.calibrated_after or not self._normal:
+            return None
+        self.calibrated_after = step
+        return calibrate(
+            self.model, self._normal, blurred=self._blurred, defective=self._defective, image_size=self.image_size,
+            image_score=self.image_score, reduce=reduce, precision=self._precision,
+        )  # fmt: skip
+
+    def end(self) -> None:
+        """Free the held-out images' features."""
+        self.calibrated_after = -1
+        self._normal, self._blurred, self._defective = [], [], []
+
+    def fitted(self, paths: Sequence[str]) -> list[int]:
+        """Return the indices of those images that the cloners learn from: of all that are not held out."""
+        return [index for index, path in enumerate(paths) if path not in self.held_out]

@@ -1,0 +1,258 @@
+"""The Lightning module: steps, optimiser and anomalib's components; at its end the registration with anomalib."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from anomalib.data import ImageBatch
+from anomalib.metrics import Evaluator
+from anomalib.models.components import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import Visualizer
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from kd_multiresolution.paper.attribution import CHUNK_SIZE
+from kd_multiresolution.paper.discrepancy import discrepancy_terms, weighted_sum
+from kd_multiresolution.paper.presets import LEARNING_RATE, PRESETS
+from kd_multiresolution.paper.torch_model import KdMultiresolutionModel
+from kd_multiresolution.paper.value_weight import initial_value_weight
+from kd_multiresolution.plugin.arguments import arguments_of, check_positive, check_seed, check_types
+from kd_multiresolution.plugin.checkpoint import CheckpointEntry, check_variant
+from kd_multiresolution.plugin.module import PluginModule
+from kd_multiresolution.plugin.post_processor import UnclampedPostProcessor
+from kd_multiresolution.plugin.pre_processor import check_unconfigured, resizing, sides
+from kd_multiresolution.plugin.registration import register_models
+from kd_multiresolution.results.report import Report
+from kd_multiresolution.results.visualizer import check_drawable
+from kd_multiresolution.training.batches import sum_over_processes, training_batches
+from kd_multiresolution.training.cache import TrainingCache
+from kd_multiresolution.training.convergence import ConvergenceStopping
+from kd_multiresolution.training.epochs import EpochSeeds, limit_epochs
+from kd_multiresolution.training.loss import FiniteLoss, log_losses
+from kd_multiresolution.training.optimizer import adam
+from kd_multiresolution.training.validation import SparseValidation
+
+logger = logging.getLogger(__name__)
+
+DEFAULT = PRESETS["mvtec"]
+VALIDATION_INTERVAL = 10  # epochs
+
+
+class KdMultiresolution(PluginModule, AnomalibModule):
+    """Multiresolution knowledge distillation: a small cloner imitates a frozen source on normal images.
+
+    Where the two disagree the image is anomalous; the gradient of their discrepancy at the input shows where. Defaults
+    are the paper's settings for MVTec AD (Salehi et al., CVPR 2021, arXiv 2011.11108).
+
+    Args:
+        source: the frozen network: ``light_vgg``, whose weights come with this package, or any convolutional model of
+            timm, such as ``vgg16.tv_in1k`` (the paper's) or ``resnet18.tv_in1k``.
+        pretrained: use the source's pre-trained weights, downloaded on first use. If false, and no file is given, the
+            source is random.
+        source_weights: a local weight file of the source (``.safetensors`` or ``.pth``) instead of the download.
+        critical_points: names of the source's levels at which the cloner is trained, ``pool1`` to ``pool5`` for VGG,
+            timm's feature levels otherwise (``layer1`` to ``layer4`` for ResNet). Default: the last four.
+        score_points: the critical points that make up score and map. Default: the last three of them.
+        cloner: ``compact`` as in the paper's Fig. 2, or ``equal`` in size to the source.
+        cloner_bias: give the cloner's convolutions a bias. The paper has none.
+        cloner_batch_norm: give the cloner batch norm, as the published code does.
+        terms: terms of the discrepancy: ``total`` (both), ``value`` or ``direction``.
+        value_weight: factor of the value term beside the direction term, above 0; or ``auto``, the paper's rule: equal
+            initial size of both, measured on the first batches before the first step.
+        anomaly_map: ``gradient`` of the score at the input; ``smooth_grad``, its mean over noisy copies of the image;
+            ``guided_backprop``, guided at the cloner's ReLUs; ``discrepancy`` of source and cloner at each position,
+            which needs no gradient; null for image scores alone.
+        attribution_path: whether the gradient runs through ``both`` networks, as in the published code, or through the
+            ``cloner`` alone, as the paper has it.
+        smooth_grad_samples: number of SmoothGrad's noisy copies.
+        smooth_grad_noise: standard deviation of SmoothGrad's noise, as a fraction of the image's range.
+        smooth_grad_as_published: average scaled maps under the published code's noise, (noise / range) squared, instead
+            of gradients.
+        explicit_backward: compute gradients by the operators that an exported model has, not by autograd: same values.
+        chunk_size: most images, or noisy copies, whose gradient is computed at once; it bounds the memory.
+        sigma: standard deviation of the anomaly map's Gaussian blur, in pixels.
+        percentile_scale: scale every map to [0, 1] by its own 99th percentile, as for the paper's pixel figures. Maps
+            of different images are then not comparable.
+        image_size: height and width in pixels, or one number for both, to which images are resized; multiples of the
+            source's stride at the last critical point. Default: 128. Not together with a pre-processor of your own.
+        imagenet_normalization: normalise images with ImageNet's mean and deviation. Default: no; the paper does so for
+            CIFAR-10 only.
+        epochs: train for this many epochs. Default: until the training loss has converged. ``--trainer.max_epochs``
+            takes precedence (unless it is 1000, Lightning's own default), as an upper limit where this is not given.
+        learning_rate: Adam's learning rate. Default: 1e-3.
+        cache: ``float32`` or ``float16``: in training read each image once and compute the source's features of it
+            once, kept in that precision; null: in every epoch. Images that augmentation changes are never kept.
+        cache_memory: GiB of memory for images, which may take half of it, and features; features that exceed it go
+            into a file that vanishes with the training.
+        cache_folder: folder of that file. Default: the system's folder for temporary files.
+        seed: seed of the cloner's initial weights, of a random source, and, unless Lightning's ``seed_everything`` was
+            called, of the order of the training images, which follows from seed and epoch.
+        pre_processor: anomalib's pre-processor; true for resizing (and normalising, if asked for), false for none.
+        post_processor: anomalib's post-processor; true for one that does not clamp scores, false for raw scores.
+        evaluator: anomalib's evaluator; true for AUROC and F1 score of images and pixels.
+        visualizer: anomalib's visualizer; false leaves out the pictures and the page about each test run.
+        variant: no argument any more: ``dual`` is the model ``KdMultiresolutionDual``.
+
+    Raises:
+        TypeError: if an argument has another type; numpy's numbers are none of Python's.
+        ValueError: if an argument is out of range, or two of them contradict each other.
+        RuntimeError: if the source's pre-trained weights cannot be had.
+    """
+
+    model: KdMultiresolutionModel
+
+    checkpoint_entry = CheckpointEntry(
+        model="KdMultiresolution",
+        format=4,
+        oldest_format=0,
+        built=("source", "cloner", "cloner_bias", "cloner_batch_norm"),
+        scoring=(
+            "terms", "value_weight", "score_points", "anomaly_map", "attribution_path", "sigma", "percentile_scale",
+        ),
+        calibration={},
+        remedy="validated anew (anomalib validate, Engine.validate)",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        source: str = "vgg16.tv_in1k",
+        pretrained: bool = True,
+        source_weights: str | Path | None = None,
+        critical_points: Sequence[str] | None = None,
+        score_points: Sequence[str] | None = None,
+        cloner: Literal["compact", "equal"] = "compact",
+        cloner_bias: bool = False,
+        cloner_batch_norm: bool = True,
+        terms: Literal["total", "value", "direction"] = "total",
+        value_weight: float | Literal["auto"] = DEFAULT.value_weight,
+        anomaly_map: Literal["gradient", "smooth_grad", "guided_backprop", "discrepancy"] | None = "gradient",
+        attribution_path: Literal["both", "cloner"] = "both",
+        smooth_grad_samples: int = 50,
+        smooth_grad_noise: float = 0.05,
+        smooth_grad_as_published: bool = False,
+        explicit_backward: bool = False,
+        chunk_size: int = CHUNK_SIZE,
+        sigma: float = 4.0,
+        percentile_scale: bool = False,
+        image_size: int | tuple[int, int] | None = None,
+        imagenet_normalization: bool | None = None,
+        epochs: int | None = None,
+        learning_rate: float | None = None,
+        cache: Literal["float32", "float16"] | None = "float32",
+        cache_memory: float = 1.0,
+        cache_folder: str | Path | None = None,
+        seed: int = 0,
+        pre_processor: PreProcessor | bool = True,
+        post_processor: PostProcessor | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+        variant: str | None = None,
+    ) -> None:
+        given = dict(locals())
+        check_types(KdMultiresolution.__init__, given)
+        check_variant(variant, "KdMultiresolution")
+        check_seed("seed", seed)
+        check_drawable(visualizer, post_processor, has_maps=anomaly_map is not None)
+        check_unconfigured(pre_processor, image_size, imagenet_normalization)
+        check_positive("epochs", epochs)
+        check_positive("learning_rate", learning_rate)
+        size = DEFAULT.image_size if image_size is None else sides(image_size)
+        resizes = pre_processor is True
+        if resizes:
+            pre_processor = self.configure_pre_processor(size, imagenet_normalization=imagenet_normalization)
+        super().__init__(
+            pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
+        )
+        self.hparams.pop("variant")
+        self.epochs = epochs
+        self.learning_rate = learning_rate or LEARNING_RATE
+        self.training_cache = TrainingCache(cache, memory=cache_memory, folder=cache_folder)
+        self.epoch_seeds = EpochSeeds(seed)
+        self.model = KdMultiresolutionModel(**arguments_of(KdMultiresolutionModel, given))
+        if resizes:
+            self.model.check_image_size(size)
+
+    @staticmethod
+    def configure_pre_processor(
+        image_size: tuple[int, int] | None = None, *, imagenet_normalization: bool | None = None
+    ) -> PreProcessor:
+        """Return a pre-processor that resizes images, to [0, 1] or with ImageNet's normalisation.
+
+        Args:
+            image_size: height and width in pixels; default: 128 x 128.
+            imagenet_normalization: subtract ImageNet's mean and divide by its deviation; default: no.
+        """
+        normalizes = DEFAULT.imagenet_normalization if imagenet_normalization is None else imagenet_normalization
+        return resizing(image_size or DEFAULT.image_size, imagenet_normalization=normalizes)
+
+    def configure_post_processor(self) -> PostProcessor:
+        """Return a post-processor that does not clamp scores."""
+        return UnclampedPostProcessor()
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return anomalib's components, and the stop at convergence unless ``epochs`` or the user's own one rules."""
+        callbacks = [*super().configure_callbacks(), self.epoch_seeds, self.training_cache, FiniteLoss()]
+        if self.visualizer is not None:
+            callbacks.append(Report())
+        trainer_callbacks: list[Callback] = getattr(self.trainer, "callbacks", [])
+        own = any(isinstance(callback, ConvergenceStopping) for callback in trainer_callbacks)
+        if self.epochs is None and not own:
+            callbacks.append(ConvergenceStopping())
+        # The last: it asks whether another one has stopped the training.
+        return [*callbacks, SparseValidation(VALIDATION_INTERVAL)]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return Adam over the cloner's weights."""
+        return adam(self.model.cloner.parameters(), self.learning_rate)
+
+    def on_fit_start(self) -> None:
+        """Set the number of epochs if the user did not."""
+        super().on_fit_start()
+        limit_epochs(self.trainer, self.epochs, lambda _: DEFAULT.epochs)
+
+    def on_train_start(self) -> None:
+        """Measure the value weight if it is ``auto``; a resumed training has it."""
+        if self.model.value_weight is None:
+            images = (self.model.checked_images(batch.image) for batch in training_batches(self.trainer, self))
+            self.model.value_weight = initial_value_weight(
+                self.model.source, self.model.cloner, images, lambda tensor: sum_over_processes(self.trainer, tensor)
+            )
+            logger.info("value_weight: auto = %.6g", self.model.value_weight)
+
+    def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the mean discrepancy of the batch over all critical points (Eq. 4)."""
+        del args, kwargs
+        images = self.model.checked_images(cast("Tensor", batch.image))
+        with torch.no_grad():
+            features = self.training_cache.source_features(self.model.source, batch.image_path, images)
+        terms = discrepancy_terms(features, self.model.cloner(images), self.model.terms)
+        loss = weighted_sum(terms, self.model.known_value_weight).mean()
+        log_losses(self, terms, loss, batch.batch_size)
+        return loss
+
+    def to_onnx(self, *args: Any, **kwargs: Any) -> Any:
+        """Export as anomalib does; refuse SmoothGrad, and a gradient through a source without backward rules."""
+        self.model.check_exportable("onnx")
+        return super().to_onnx(*args, **kwargs)
+
+    def to_openvino(self, *args: Any, **kwargs: Any) -> Path:
+        """Export as :meth:`to_onnx`."""
+        self.model.check_exportable("openvino")
+        return super().to_openvino(*args, **kwargs)
+
+
+class kd_multiresolution(KdMultiresolution):  # noqa: N801
+    """:class:`KdMultiresolution` for ``--model kd_multiresolution``: the command line takes names of classes only."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> KdMultiresolution:  # type: ignore[misc]
+        """Return a :class:`KdMultiresolution`: checkpoints and result folders carry its name."""
+        return KdMultiresolution(*args, **kwargs)
+
+
+register_models(KdMultiresolution, kd_multiresolution)

@@ -1,0 +1,140 @@
+"""What the Lightning modules share: how they score, what their checkpoints say, how they are exported."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from anomalib import LearningType
+from anomalib.data import AnomalibDataModule
+from anomalib.metrics import Evaluator
+from anomalib.models.components import AnomalibModule
+from lightning.pytorch import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+
+from kd_multiresolution.plugin.checkpoint import KEY, CheckpointEntry
+from kd_multiresolution.plugin.finite import NonFiniteError
+from kd_multiresolution.plugin.image_files import ImageFileCheck
+from kd_multiresolution.plugin.post_processor import RankEvaluator
+from kd_multiresolution.plugin.quantization import quantize_source
+from kd_multiresolution.source.weights import weights_follow
+
+if TYPE_CHECKING:
+    Base = AnomalibModule
+else:
+    Base = object  # anomalib's registry takes every direct subclass of AnomalibModule for a model
+
+logger = logging.getLogger(__name__)
+
+
+class PluginModule(Base):
+    """A mixin, to stand before ``AnomalibModule``: the torch model is ``model``, and its source ``model.source``."""
+
+    checkpoint_entry: ClassVar[CheckpointEntry]
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Return the trainer's arguments that the method needs."""
+        return {"gradient_clip_val": 0, "num_sanity_val_steps": 0}
+
+    @property
+    def learning_type(self) -> LearningType:
+        """Return that the model learns from normal images alone."""
+        return LearningType.ONE_CLASS
+
+    @staticmethod
+    def configure_evaluator() -> Evaluator:
+        """Return anomalib's default metrics, on scores whose order is kept."""
+        metrics = [*AnomalibModule.configure_evaluator().test_metrics]
+        for metric in metrics:
+            # Without a post-processor there are no labels: F1 is left out then, and the other figures still come.
+            metric.strict = False
+        return RankEvaluator(test_metrics=metrics)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return anomalib's components, and the check of image files."""
+        components = super().configure_callbacks()
+        return [*([components] if isinstance(components, Callback) else components), ImageFileCheck()]
+
+    def on_fit_start(self) -> None:
+        """Say which source it is."""
+        logger.info("%s.", self.model.source)
+
+    def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Return the batch with raw scores and maps, for threshold and normalisation.
+
+        Raises:
+            NonFiniteError: if a score or map is not finite; the images are named.
+        """
+        del args, kwargs
+        try:
+            predictions = self.model(batch.image)
+        except NonFiniteError as error:
+            raise NonFiniteError(error.reasons, batch.image_path) from error
+        updated: STEP_OUTPUT = batch.update(**predictions._asdict())
+        return updated
+
+    def test_step(self, batch: Any, batch_idx: int, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Return as :meth:`validation_step`."""
+        return self.validation_step(batch, batch_idx, *args, **kwargs)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
+        """Return as :meth:`validation_step`."""
+        return self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save what anomalib keeps, and what the model was built with."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[KEY] = self.checkpoint_entry.describe(self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Load what anomalib keeps, and say what does not fit it.
+
+        Raises:
+            ValueError: if the checkpoint is another model's, a newer version's, or was built with other arguments.
+        """
+        self.checkpoint_entry.check(checkpoint, self)
+        super().on_load_checkpoint(checkpoint)
+        self.checkpoint_entry.warn_of_other_images(checkpoint, self)
+        trained_epochs = 0
+        if self._trainer is not None:
+            if self._trainer.state.fn == TrainerFn.FITTING:
+                return
+            trained_epochs = self._trainer.current_epoch
+        self.checkpoint_entry.warn_of_other_calibration(checkpoint, self)
+        if self.post_processor is not None:
+            self.checkpoint_entry.warn_of_other_scores(checkpoint, self)
+        if checkpoint.get("epoch", trained_epochs) + 1 < trained_epochs:
+            # anomalib's "train" resumes from --ckpt_path, and then loads the same file once more for its test.
+            logger.warning(
+                "What follows are the figures of the checkpoint, after epoch %d; the training has just ended with "
+                "epoch %d. Test the checkpoint that it has written: anomalib test --ckpt_path.",
+                checkpoint["epoch"] + 1,
+                trained_epochs,
+            )
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a model; the source's weights come from the checkpoint, not from a download or the original file.
+
+        Args:
+            *args: as anomalib's.
+            **kwargs: as anomalib's.
+        """
+        with weights_follow():
+            return super().load_from_checkpoint(*args, **kwargs)
+
+    def to_onnx(self, *args: Any, **kwargs: Any) -> Any:
+        """Export as anomalib does."""
+        # anomalib's default is 14, from which the exporter comes back to 18 with a page of errors.
+        kwargs.setdefault("opset_version", 18)
+        return super().to_onnx(*args, **kwargs)
+
+    @staticmethod
+    def _post_training_quantization_ov(model: Any, datamodule: AnomalibDataModule | None = None) -> Any:
+        """Quantise the source alone: with the cloner and the maps in INT8 as well, neither score nor map is left."""
+        if datamodule is None:
+            msg = "compression_type=INT8_PTQ: needs a data module, whose training images calibrate it."
+            raise ValueError(msg)
+        return quantize_source(model, datamodule)

@@ -1,0 +1,199 @@
+"""Normalised scores that keep their order, and metrics that see it.
+
+anomalib clamps normalised scores to [0, 1], so that all scores beyond the range of the validation set become equal; and
+torchmetrics squashes a batch of scores with a sigmoid as soon as one of them lies outside [0, 1], and leaves the other
+batches alone. Either changes an AUROC.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from anomalib.data import ImageBatch
+from anomalib.metrics import Evaluator
+from anomalib.post_processing import PostProcessor
+from lightning.pytorch import LightningModule, Trainer
+from scipy import stats
+from torch import Tensor
+from torchmetrics import MaxMetric
+
+logger = logging.getLogger(__name__)
+
+FALSE_ALARM_RATE = 0.01
+HIGHEST_RATE = 0.5  # from there on the threshold would not lie above the mean normal image
+SMALLEST_SPAN = 1e-30
+
+
+@dataclass(frozen=True)
+class NormalScores:
+    """How the raw scores of held-out normal images are distributed.
+
+    Attributes:
+        mean: their mean.
+        deviation: their sample standard deviation.
+        count: how many there are, two or more.
+    """
+
+    mean: float
+    deviation: float
+    count: int
+
+    def bound(self, rate: float) -> float:
+        """Return what one more image's score exceeds with this probability, if scores have a normal distribution."""
+        quantile = float(stats.t.isf(rate, self.count - 1))
+        return self.mean + quantile * self.deviation * math.sqrt(1 + 1 / self.count)
+
+
+class UnclampedPostProcessor(PostProcessor):
+    """anomalib's post-processor with a strictly increasing normalisation in place of the clamped one.
+
+    As there, 0.5 is the threshold, and scores near it differ as much as there; far from it they approach 0 and 1.
+
+    The threshold of pixels is fitted to masks. Without masks it is the highest value on normal validation images, so
+    that nothing is marked on those.
+
+    Args:
+        enable_threshold_matching: take the threshold of images for pixels where those have none, and the other way
+            round, as anomalib does. Here score and map are different quantities, so by default it is off.
+        **kwargs: as anomalib's.
+    """
+
+    def __init__(self, *, enable_threshold_matching: bool = False, **kwargs: Any) -> None:
+        super().__init__(enable_threshold_matching=enable_threshold_matching, **kwargs)
+        self._normal_peak = MaxMetric()
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Update the statistics, and the highest value on normal images without masks."""
+        super().on_validation_batch_end(trainer, pl_module, outputs, *args, **kwargs)
+        if outputs.anomaly_map is not None and outputs.gt_mask is None:
+            normal = outputs.anomaly_map[~outputs.gt_label.bool()]
+            if len(normal):
+                self._normal_peak.update(normal)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compute thresholds and ranges."""
+        super().on_validation_epoch_end(trainer, pl_module)
+        if self._normal_peak.update_called:
+            if self.enable_thresholding:
+                self._pixel_threshold.copy_(self._normal_peak.compute())
+            self._normal_peak.reset()
+
+    @staticmethod
+    def _normalize(preds: Tensor | None, norm_min: Tensor, norm_max: Tensor, threshold: Tensor) -> Tensor | None:
+        if preds is None:
+            return None
+        threshold = torch.where(torch.isnan(threshold), (norm_max + norm_min) / 2, threshold)
+        span = norm_max - norm_min
+        # All validation scores equal, and zero, maybe: any span keeps the order, if no quotient overflows.
+        size = threshold.abs()
+        span = torch.where(span > SMALLEST_SPAN, span, torch.where(size > SMALLEST_SPAN, size, 1.0))
+        # As anomalib: without statistics (no validation ran) the raw scores pass.
+        return torch.where(torch.isnan(norm_max - norm_min), preds, 0.5 + bounded((preds - threshold) / span * 2) / 2)
+
+
+class FalseAlarmPostProcessor(UnclampedPostProcessor):
+    """A normalisation in which 0.5 stands for a rate of false alarms, told from held-out normal images alone.
+
+    Images and pixels have a threshold each: the stated fraction of normal images exceeds the one with its score, the
+    other with the largest value of its map.
+
+    Args:
+        rate: fraction of normal images above the threshold, in (0, 0.5).
+
+    Raises:
+        ValueError: if the rate is out of range.
+    """
+
+    def __init__(self, rate: float = FALSE_ALARM_RATE, **kwargs: Any) -> None:
+        if not 0 < rate < HIGHEST_RATE:
+            msg = f"false_alarm_rate={rate!r}: expected a fraction of normal images, above 0 and below {HIGHEST_RATE}."
+            raise ValueError(msg)
+        super().__init__(**kwargs)
+        self.rate = rate
+
+    def set_normal_scores(self, scores: NormalScores, peaks: NormalScores) -> None:
+        """Set thresholds and ranges from normal images, by Student's prediction bound for one more image.
+
+        It is exceeded at the stated rate however few images there are, if scores have a normal distribution and these
+        images are as new to the cloners as that one.
+
+        Args:
+            scores: of the images.
+            peaks: the largest values of their maps.
+        """
+        for kind, normal in (("image", scores), ("pixel", peaks)):
+            threshold = normal.bound(self.rate)
+            # The mean normal image comes to lie at 0.25.
+            least, largest = normal.mean, 2 * threshold - normal.mean
+            for name, number in ((f"_{kind}_threshold", threshold), (f"{kind}_min", least), (f"{kind}_max", largest)):
+                getattr(self, name).fill_(number)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn of scores without a threshold."""
+        del trainer, pl_module
+        if self._image_threshold.isnan():
+            logger.warning(
+                "No threshold is known: the model has not been trained, or its training was interrupted. Scores are "
+                "raw, and labels say nothing."
+            )
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do as :meth:`on_test_start`."""
+        self.on_test_start(trainer, pl_module)
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Take nothing from validation images."""
+
+    def on_validation_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Keep the threshold."""
+
+
+def check_rate_unconfigured(post_processor: PostProcessor | bool, rate: float) -> None:
+    """Check that no false alarm rate is asked for where our own post-processor, which it configures, is not used.
+
+    Raises:
+        ValueError: if one is.
+    """
+    if post_processor is not True and rate != FALSE_ALARM_RATE:
+        msg = (
+            f"false_alarm_rate={rate!r}: configures our own post-processor. Leave it out, or leave out "
+            f"post_processor={post_processor!r}."
+        )
+        raise ValueError(msg)
+
+
+class RankEvaluator(Evaluator):
+    """anomalib's evaluator, with scores and maps brought into (-1, 1) by :func:`bounded` before any metric sees them.
+
+    Scores that are >= 0, raw or normalised, are then never squashed again, and ranking metrics are theirs.
+    """
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: ImageBatch, *args: Any, **kwargs: Any
+    ) -> None:
+        """Update the validation metrics."""
+        super().on_validation_batch_end(trainer, pl_module, outputs, _bounded_batch(batch), *args, **kwargs)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: ImageBatch, *args: Any, **kwargs: Any
+    ) -> None:
+        """Update the test metrics."""
+        super().on_test_batch_end(trainer, pl_module, outputs, _bounded_batch(batch), *args, **kwargs)
+
+
+def bounded(x: Tensor) -> Tensor:
+    """Return x / (1 + |x|): strictly increasing, in (-1, 1), of slope 1 at zero."""
+    return x / (1 + x.abs())
+
+
+def _bounded_batch(batch: ImageBatch) -> ImageBatch:
+    fields = {name: getattr(batch, name) for name in ("pred_score", "anomaly_map")}
+    present = {name: bounded(field) for name, field in fields.items() if field is not None}
+    copy: ImageBatch = batch.update(in_place=False, **present)
+    return copy

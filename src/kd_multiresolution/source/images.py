@@ -1,0 +1,49 @@
+"""What images a source takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.tv_tensors import TVTensor
+
+from kd_multiresolution.source.network import Source
+
+
+def checked_images(images: Tensor, source: Source, dtype: torch.dtype) -> Tensor:
+    """Return the images as plain tensors of a type, with three channels; grey images are repeated.
+
+    Raises:
+        ValueError: if they are not float (N, 3, H, W) or (N, 1, H, W), H and W multiples of the source's stride.
+    """
+    if images.ndim != 4 or images.shape[1] not in {1, 3} or not images.is_floating_point():
+        form = f"{images.dtype} {tuple(images.shape)}"
+        msg = f"images: expected float tensors (N, 3, H, W) or (N, 1, H, W), not {form}."
+        raise ValueError(msg)
+    check_image_size(tuple(images.shape[-2:]), source)
+    # anomalib's tv_tensors would wrap every intermediate result; and torch.export cannot follow as_subclass.
+    plain = images.as_subclass(Tensor) if isinstance(images, TVTensor) else images
+    # Convolutions are faster with the channels last.
+    return plain.to(dtype).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+
+
+def check_image_size(image_size: Sequence[int], source: Source, positions: int = 1) -> None:
+    """Check that every level of the source covers the image exactly.
+
+    Args:
+        image_size: height and width in pixels.
+        source: the network.
+        positions: of the last level, per side, that the size in the error has at least.
+
+    Raises:
+        ValueError: if height or width is not a positive multiple of the source's stride.
+    """
+    stride = source.stride
+    if any(side < stride or side % stride for side in image_size):
+        fitting = tuple(max(round(side / stride), positions) * stride for side in image_size)
+        msg = (
+            f"image_size={tuple(image_size)}: height and width must be multiples of {stride}, the stride of source "
+            f"{source.name!r} at {source.levels[-1].name}; for example {fitting}."
+        )
+        raise ValueError(msg)

@@ -1,0 +1,74 @@
+"""The batches of the training images, as a training step gets them, for whoever looks at them beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
+
+import torch
+from anomalib.data import AnomalibDataset, ImageBatch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from kd_multiresolution.training.image_memory import RememberedImages
+
+
+def training_batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
+    """Yield the batches of this process's training images, on its device and pre-processed.
+
+    Args:
+        trainer: whose training is about to start, or under way.
+        pl_module: anomalib's, with a pre-processor.
+    """
+    pre_processor = cast("Any", pl_module).pre_processor
+    for batch_on_host in cast("Iterable[ImageBatch]", trainer.train_dataloader):
+        batch = trainer.strategy.batch_to_device(batch_on_host)
+        if isinstance(pre_processor, Callback):
+            pre_processor.on_train_batch_start(trainer, pl_module, batch, 0)
+        yield batch
+
+
+def training_paths(trainer: Trainer) -> list[str]:
+    """Return the paths of all training images, those of other processes included.
+
+    A data set of anomalib's has them; of any other one the images are read once, for the paths that come with them.
+
+    Raises:
+        TypeError: if the images come without paths.
+    """
+    dataset = getattr(trainer.train_dataloader, "dataset", None)
+    if isinstance(dataset, RememberedImages):
+        return dataset.paths
+    if isinstance(dataset, AnomalibDataset):
+        return cast("list[str]", dataset.samples.image_path.tolist())
+    paths: list[str] = []
+    # The global random generator decides the order of the images; a look ahead must not change it.
+    with torch.random.fork_rng():
+        for batch in cast("Iterable[Any]", trainer.train_dataloader):
+            paths += paths_of(batch)
+    if trainer.world_size > 1:
+        parts: list[list[str]] = [[] for _ in range(trainer.world_size)]
+        torch.distributed.all_gather_object(parts, paths)
+        paths = [path for part in parts for path in part]
+    return paths
+
+
+def paths_of(batch: Any) -> list[str]:
+    """Return the paths of a batch's images, which are their names.
+
+    Raises:
+        TypeError: if it has none.
+    """
+    paths = getattr(batch, "image_path", None)
+    if paths is None:
+        msg = (
+            f"{type(batch).__name__} without image_path: some training images are held out, so each needs a name of "
+            "its own. Give the batches an image_path per image, a file or any other name."
+        )
+        raise TypeError(msg)
+    return list(paths)
+
+
+def sum_over_processes(trainer: Trainer, tensor: Tensor) -> Tensor:
+    """Return the sum of a tensor over all processes."""
+    return cast("Tensor", trainer.strategy.reduce(tensor, reduce_op="sum"))

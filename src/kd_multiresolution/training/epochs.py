@@ -1,0 +1,79 @@
+"""Which random numbers an epoch draws, and how many epochs there are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+LIGHTNING_MAX_EPOCHS = 1000  # what Lightning sets when a user names neither epochs nor steps
+STRIDE = 1_000_003  # between the seeds of epochs: those of two trainings must not meet
+
+
+class EpochSeeds(Callback):
+    """Seeds every epoch by its number, so that a resumed training sees what an uninterrupted one does.
+
+    Args:
+        seed: of the training; Lightning's ``seed_everything`` takes precedence.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.first_epoch = 0
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Remember in which epoch a resumed training begins."""
+        del pl_module
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.first_epoch = checkpoint["epoch"] + 1
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Seed the first epoch: Lightning asks for its batches before it starts."""
+        del trainer, pl_module
+        self.seed_first()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Seed the epoch, but not the first one again, whose first batches have been asked for."""
+        del pl_module
+        if trainer.current_epoch != self.first_epoch or _reads_anew(trainer):
+            self._seed(trainer.current_epoch)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the next training begin anew."""
+        del trainer, pl_module
+        self.first_epoch = 0
+
+    def seed_first(self) -> None:
+        """Seed the first epoch, for whoever asks for its batches earlier still."""
+        self._seed(self.first_epoch)
+
+    def _seed(self, epoch: int) -> None:
+        # anomalib's command line takes --seed_everything, and does not call it.
+        torch.manual_seed(int(os.environ.get("PL_GLOBAL_SEED", self.seed)) + STRIDE * epoch)
+
+
+def _reads_anew(trainer: Trainer) -> bool:
+    """Whether Lightning, having asked for the first batches of a resumed training, is going to ask again."""
+    loop = trainer.fit_loop
+    resuming = loop.epoch_loop.restarting or getattr(loop, "is_resuming", False)  # the latter from Lightning 2.6 on
+    return trainer.current_epoch > 0 and not resuming
+
+
+def limit_epochs(trainer: Trainer, epochs: int | None, default: Callable[[Trainer], int | None]) -> None:
+    """Set the number of epochs if the user did not.
+
+    ``trainer_arguments`` would override the user's own; so only what Lightning falls back to is replaced.
+
+    Args:
+        trainer: whose ``max_epochs`` and ``max_steps`` take precedence.
+        epochs: the model's argument.
+        default: tells the number where that is missing as well.
+    """
+    if trainer.max_epochs == LIGHTNING_MAX_EPOCHS and trainer.max_steps == -1:
+        trainer.fit_loop.max_epochs = epochs or default(trainer)
+    elif trainer.max_epochs in {None, -1} and epochs is not None:
+        trainer.fit_loop.max_epochs = epochs

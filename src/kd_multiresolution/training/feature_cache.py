@@ -1,0 +1,214 @@
+"""The source's features of the training images, computed once.
+
+The source is frozen: without augmentation its features of an image are the same in every epoch, and only the cloner is
+left to compute. A cache lives as long as one fit and knows images by their path alone, so it is only made for data
+whose images do not change: see :func:`changing_part`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from anomalib.data.transforms import ExportableCenterCrop, SquarePad
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from kd_multiresolution.training.feature_stores import GIB, FileStore, MemoryStore, Store
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+# Transforms that give the same image every time. What is not listed may be random.
+CONSTANT_TRANSFORMS = (
+    v2.CenterCrop,
+    v2.ConvertImageDtype,
+    v2.Grayscale,
+    v2.Identity,
+    v2.Normalize,
+    v2.Pad,
+    v2.RGB,
+    v2.Resize,
+    v2.ToDtype,
+    v2.ToImage,
+    ExportableCenterCrop,
+    SquarePad,
+)
+
+
+def changing_part(transform: nn.Module | None) -> nn.Module | None:
+    """Return the first part of a transform that is not known to give the same image every time, or ``None``."""
+    if transform is None or isinstance(transform, CONSTANT_TRANSFORMS):
+        return None
+    if isinstance(transform, v2.Compose | nn.Sequential):
+        parts = transform.transforms if isinstance(transform, v2.Compose) else transform
+        return next((part for part in map(changing_part, parts) if part is not None), None)
+    return transform
+
+
+class FeatureCache:
+    """Keeps the source's features of each image: in memory up to a budget, beyond it in a file, beyond that not at all.
+
+    The file has no name from the start, so that nothing is left behind, however the process ends.
+
+    Args:
+        source: maps (N, 3, H, W) images to one (N, C_i, H_i, W_i) tensor per critical point.
+        num_images: how many images there are.
+        memory: budget in GiB, 0 or more, on the device of the features.
+        folder: folder of the file; ``None``: the system's folder for temporary files.
+        dtype: ``float32`` or ``float16``, of half the size.
+
+    Raises:
+        ValueError: if ``memory`` is negative, ``folder`` is not a folder, or ``dtype`` is neither of the two.
+    """
+
+    Source: TypeAlias = Callable[[Tensor], list[Tensor]]
+
+    def __init__(
+        self,
+        source: Source,
+        num_images: int,
+        *,
+        memory: float = 2.0,
+        folder: str | Path | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        check_cache_arguments(dtype, memory, folder)
+        self.source = source
+        self.num_images = num_images
+        self.memory = memory
+        self.folder = Path(folder or tempfile.gettempdir())
+        self.dtype = DTYPES[dtype]
+        self._rows: dict[str, int] = {}
+        self._stores: list[Store] = []
+        self._checked = False
+
+    def __len__(self) -> int:
+        """Return how many images' features are kept."""
+        return len(self._rows)
+
+    @torch.no_grad()
+    def features(self, paths: Sequence[str], images: Tensor) -> list[Tensor]:
+        """Return the source's features of a batch, those of known images from the cache.
+
+        Args:
+            paths: the images' paths, N.
+            images: (N, 3, H, W).
+
+        Returns:
+            One (N, C_i, H_i, W_i) tensor per critical point, in the memory format channels last.
+
+        Raises:
+            RuntimeError: if an image is not the one that was first seen under its path. The first known images are
+                checked, to catch data that changes in ways :func:`changing_part` cannot see.
+        """
+        missing = [index for index, path in enumerate(paths) if path not in self._rows]
+        if len(missing) == len(paths):
+            features = self.source(images)
+            self._keep(paths, features)
+            return features
+        rows = [self._rows.get(path, -1) for path in paths]
+        known = [index for index, row in enumerate(rows) if row >= 0]
+        cached = self._gather([rows[index] for index in known])
+        if not self._checked:
+            self._check(paths[known[0]], [level[:1] for level in cached], images[known[0]][None])
+        if not missing:
+            return cached
+        computed = self.source(images[missing])
+        self._keep([paths[index] for index in missing], computed)
+        order = torch.tensor([*known, *missing], device=images.device).argsort()
+        return [torch.cat([old.to(new), new])[order] for old, new in zip(cached, computed, strict=True)]
+
+    def _keep(self, paths: Sequence[str], features: Sequence[Tensor]) -> None:
+        if not self._rows:
+            self._stores = self._reserve(features)
+            self._like = features[0].new_empty(0)
+        capacity = sum(store.capacity for store in self._stores)
+        for index, path in enumerate(paths):
+            if path in self._rows or len(self._rows) == capacity:
+                continue
+            store, row = self._place(len(self._rows))
+            self._rows[path] = len(self._rows)
+            self._stores[store].write(row, [feature[index].permute(1, 2, 0) for feature in features])
+
+    def _gather(self, rows: Sequence[int]) -> list[Tensor]:
+        places = [self._place(row) for row in rows]
+        parts, order = [], []
+        for number, store in enumerate(self._stores):
+            wanted = [index for index, (place, _) in enumerate(places) if place == number]
+            if wanted:
+                parts.append([level.to(self._like) for level in store.read([places[index][1] for index in wanted])])
+                order += wanted
+        if len(parts) == 1:
+            stacked = parts[0]
+        else:
+            positions = torch.tensor(order, device=self._like.device).argsort()
+            stacked = [torch.cat(levels).index_select(0, positions) for levels in zip(*parts, strict=True)]
+        return [level.permute(0, 3, 1, 2) for level in stacked]
+
+    def _place(self, row: int) -> tuple[int, int]:
+        """Return the number of the store, and the row in it."""
+        for number, store in enumerate(self._stores):
+            if row < store.capacity:
+                return number, row
+            row -= store.capacity
+        raise IndexError(row)
+
+    def _check(self, path: str, cached: Sequence[Tensor], image: Tensor) -> None:
+        # Half precision and another composition of the batch change the last digits; another image changes the first.
+        for old, new in zip(cached, self.source(image), strict=True):
+            scale = new.abs().max().clamp_min(torch.finfo(new.dtype).tiny)
+            if not bool((old - new).abs().max() <= 0.02 * scale):
+                msg = (
+                    f"{path}: this training image is not the same as in the epoch before, so the source's features "
+                    "cannot be kept. Train with cache=null."
+                )
+                raise RuntimeError(msg)
+        self._checked = True
+
+    def _reserve(self, features: Sequence[Tensor]) -> list[Store]:
+        """Return the stores in memory and on disk, with room for all images if possible."""
+        shapes = [(*feature.shape[-2:], feature.shape[1]) for feature in features]
+        size = sum(math.prod(shape) for shape in shapes) * self.dtype.itemsize
+        in_memory = min(self.num_images, int(self.memory * GIB / size))
+        stores: list[Store] = [MemoryStore(in_memory, shapes, self.dtype, features[0].device)]
+        beyond = self.num_images - in_memory
+        if beyond:
+            needed = f"{self.num_images} images: {self.num_images * size / GIB:.1f} GiB of source features"
+            try:
+                stores.append(FileStore(self.folder, beyond, shapes, self.dtype))
+                logger.info("%s, %.1f of them in memory, the rest in %s.", needed, self.memory, self.folder)
+            except OSError as error:
+                logger.warning(
+                    "%s: those of %d images fit into the memory of cache_memory=%g GiB, the others are "
+                    "computed in every epoch, for they do not fit into cache_folder=%s (%s).",
+                    needed,
+                    in_memory,
+                    self.memory,
+                    self.folder,
+                    error,
+                )
+        return stores
+
+
+def check_cache_arguments(dtype: str | None, memory: float, folder: str | Path | None) -> None:
+    """Check the arguments of a cache.
+
+    Raises:
+        ValueError: if one is out of range.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        msg = f"cache={dtype!r}: expected one of {', '.join(DTYPES)}, or null for none."
+        raise ValueError(msg)
+    if not 0 <= memory < float("inf"):
+        msg = f"cache_memory={memory!r}: expected a number of GiB, 0 or more."
+        raise ValueError(msg)
+    if folder is not None and not Path(folder).is_dir():
+        msg = f"cache_folder={str(folder)!r}: no such folder. Make it first, or leave the argument out."
+        raise ValueError(msg)
