@@ -4,7 +4,7 @@ The network learns to tell procedural textures (see ``procedural_textures.py``) 
 linear head of its own on its channel means, so that every critical point has to be informative by itself and not only
 the last one. Batch norm helps training and is folded into the convolutions before saving.
 
-    python benchmarks/train_light_source.py --output src/kd_multiresolution/weights/light_vgg.safetensors
+    python benchmarks/train_light_source.py --output src/kd_multiresolution/source/weights/light_vgg.safetensors
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from anomalib.data.datasets.image.mvtecad import CATEGORIES
 from anomalib.pipelines.benchmark.generator import BenchmarkJobGenerator
 from benchmarks.write_configs import render
 
-from kd_multiresolution import KdMultiresolution
+from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
 from kd_multiresolution.paper.presets import LEARNING_RATE, PRESETS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -42,7 +42,7 @@ def test_every_config_makes_a_model_and_a_data_module(path: Path) -> None:
     # The light source stands in for VGG-16, whose weights would be downloaded.
     cli = AnomalibCLI(args=["fit", "--config", str(path), "--model.source", "light_vgg"], run=False)
     preset = PRESETS.get(path.stem)
-    assert isinstance(cli.model, KdMultiresolution)
+    assert isinstance(cli.model, KdMultiresolutionDual if path.stem == "dual" else KdMultiresolution)
     assert cli.datamodule.name == (OTHERS[path.stem] if preset is None else preset.data)
     if preset is not None:
         assert tuple(cli.model.input_size) == preset.image_size
@@ -60,7 +60,8 @@ def test_the_benchmark_makes_every_model(monkeypatch: pytest.MonkeyPatch) -> Non
     assert set(categories["grid"]) <= set(CATEGORIES)
     categories["grid"] = categories["grid"][:1]  # the models are large
     jobs = [*BenchmarkJobGenerator("cpu").generate_jobs(config, None)]
-    assert [type(job.model).__name__ for job in jobs] == ["KdMultiresolution", "Padim", "Patchcore"]
+    names = [type(job.model).__name__ for job in jobs]
+    assert names == ["KdMultiresolution", "KdMultiresolutionDual", "Padim", "Patchcore"]
     assert all(job.model.visualizer is None for job in jobs)
     # anomalib makes one table of all results, whose columns must be the same.
     assert len({tuple(job.flat_cfg) for job in jobs}) == 1
