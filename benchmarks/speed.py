@@ -43,6 +43,7 @@ READINGS: Mapping[str, Mapping[str, Any]] = {
     "gradient, both": {"attribution_path": "both"},
 }
 DUAL = "dual"
+WAYS = ("cached", "uncached")
 
 
 class EpochTimes(Callback):
@@ -119,7 +120,7 @@ def floor(case: Mapping[str, Any], repetitions: int = 5) -> dict[str, float]:
 
 def trained(case: dict[str, Any], turns: int) -> dict[str, Any]:
     """Return the case with its figures, in milliseconds per training image and MiB."""
-    fits: dict[str, list[dict[str, Any]]] = {"cached": [], "uncached": []}
+    fits: dict[str, list[dict[str, Any]]] = {way: [] for way in case["ways"]}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder, "pictures")
         write_pictures(root, case["images"] + 1, case["size"])
@@ -130,7 +131,7 @@ def trained(case: dict[str, Any], turns: int) -> dict[str, Any]:
     return {
         **case,
         "epoch_ms": {way: 1000 * statistics.median(times) / case["images"] for way, times in seconds.items()},
-        "peak_mib": max(run[memory] for run in fits["cached"]),
+        "peak_mib": {way: max(run[memory] for run in runs) for way, runs in fits.items()},
         "floor_ms": in_own_process(floor, case),
     }
 
@@ -139,22 +140,24 @@ def training(options: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
     """Return a row per batch size, and the table."""
     cases = [{**vars(options), "batch": batch, "function": None, "output": None} for batch in options.batches]
     rows = [trained(case, options.turns) for case in track(cases, description="training")]
-    head = ["model", "size", "images", "batch", "cached, ms per image", "uncached", "source", "cloner: the floor"]
+    first, *_ = options.ways
+    columns = ("model", "size", "images", "batch")
+    head = [*columns, *(f"{way}, ms per image" for way in options.ways), "source", "cloner: the floor"]
     cells = [
         [
-            *(row[name] for name in head[:4]),
-            *(f"{row['epoch_ms'][way]:.2f}" for way in ("cached", "uncached")),
+            *(row[name] for name in columns),
+            *(f"{row['epoch_ms'][way]:.2f}" for way in options.ways),
             *(f"{row['floor_ms'][part]:.2f}" for part in ("source", "cloner")),
-            f"{row['epoch_ms']['cached'] / row['floor_ms']['cloner']:.2f}",
-            f"{row['peak_mib']:.0f}",
+            f"{row['epoch_ms'][first] / row['floor_ms']['cloner']:.2f}",
+            f"{row['peak_mib'][first]:.0f}",
         ]
         for row in rows
     ]
-    return rows, markdown([*head, "cached / floor", "peak MiB"], cells)
+    return rows, markdown([*head, f"{first} / floor", f"{first}, peak MiB"], cells)
 
 
 def inference(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Return a row per runtime, size and batch, and the table."""
+    """Return a row per runtime and batch, and the table."""
     points = options.critical_points
     models: dict[str, Any] = {}
     for name in options.readings:
@@ -188,6 +191,7 @@ def parser() -> argparse.ArgumentParser:
         if function is training:
             add("--model", choices=["paper", DUAL], default="paper")
             add("--images", type=int, default=64, help="training images")
+            add("--ways", nargs="+", choices=WAYS, default=WAYS, help="the first is held against the floor")
             add("--epochs", type=int, default=3, help="2 or more: the first one fills the cache")
             add("--turns", type=int, default=2)
         else:

@@ -28,7 +28,7 @@ def test_training_is_held_against_its_floor(
     assert stored["environment"]["threads"] == 1
     assert {*row["epoch_ms"]} == {"cached", "uncached"}
     assert min(*row["epoch_ms"].values(), *row["floor_ms"].values()) > 0
-    assert row["peak_mib"] > 100
+    assert min(row["peak_mib"].values()) > 100
 
 
 def test_inference_is_held_against_the_source(tmp_path: Path) -> None:
