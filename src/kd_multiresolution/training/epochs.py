@@ -24,6 +24,7 @@ class EpochSeeds(Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.first_epoch = 0
+        self._is_first_seeded = False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Remember in which epoch a resumed training begins."""
@@ -32,9 +33,11 @@ class EpochSeeds(Callback):
             self.first_epoch = checkpoint["epoch"] + 1
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Seed the first epoch: Lightning asks for its batches before it starts."""
+        """Seed the first epoch, unless it is: Lightning asks for its batches before it starts."""
         del trainer, pl_module
-        self.seed_first()
+        if not self._is_first_seeded:
+            self.seed_first()
+        self._is_first_seeded = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed the epoch, but not the first one again, whose first batches have been asked for."""
@@ -50,6 +53,7 @@ class EpochSeeds(Callback):
     def seed_first(self) -> None:
         """Seed the first epoch, for whoever asks for its batches earlier still."""
         self._seed(self.first_epoch)
+        self._is_first_seeded = True
 
     def _seed(self, epoch: int) -> None:
         # anomalib's command line takes --seed_everything, and does not call it.
