@@ -1,10 +1,10 @@
-"""Compare both variants with anomalib's STFPM, PaDiM and PatchCore: same images, backbone, size, machine, in one run.
+"""Compare both models with anomalib's STFPM, PaDiM and PatchCore: same images, backbone, size, machine, in one run.
 
 python benchmarks/peers.py --data datasets/MVTecAD --categories bottle pill screw --seeds 0 1 2 --output results/peers
 
 Every fit has a process of its own, one at a time; metrics come from raw scores. One JSON file per fit is kept in the
 output's folder, and what is there is not done again. Trained models of the first category and seed are then timed in
-turn. Writes ``peers.md``, ``peers.json``, ``accuracy_and_speed.png``, and with ``--curve`` a plot per category.
+turn. Writes ``peers.md``, ``peers.json``, and with ``--curve`` a plot per category.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,22 +20,13 @@ from typing import Any
 from rich.progress import track
 
 from comparison import experiment, hub_cache, inference
-from comparison.candidates import CANDIDATES
-from comparison.rendering import curves, inference_table, scatter, trials_table
+from comparison.candidates import CANDIDATES, LABELS
+from comparison.rendering import curves, trials_table
 from comparison.trial import Trial
-from reproduction.results import write_whole
+from reporting import in_a_line, in_own_process, write_whole
+from runtimes import DEVICES, RUNTIMES, inference_table
 
 logger = logging.getLogger("peers")
-
-
-def in_own_process(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """Return what a function returns in a new process.
-
-    Raises:
-        BrokenProcessPool: if the process was killed.
-    """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def planned(options: argparse.Namespace) -> list[Trial]:
@@ -74,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             hub_cache.fill(Path(cache), options.backbone, options.layers, options.weights)
             hub_cache.use(Path(cache))
         for trial in track(trials, description="peers"):
-            file, checkpoint = (output / kind / f"{trial.stem}.{end}" for kind, end in FILES)
+            file, checkpoint = output / "trials" / f"{trial.stem}.json", checkpoint_of(trial, output)
             try:
                 # A model that was not to be timed when it was trained has left no checkpoint.
                 untimed = options.repetitions and trial in timed.values() and not checkpoint.exists()
@@ -85,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 results[trial] = json.loads(file.read_text())
             except Exception as error:
                 logger.exception("%s failed; the next one follows.", trial.name)
-                failures[trial] = f"{type(error).__name__}: {error}".splitlines()[0]
+                failures[trial] = in_a_line(error)
         timed = {name: trial for name, trial in timed.items() if trial in results}
         text = write(options, trials, results, failures, None)  # what is done stays if timing fails
         if options.repetitions and timed:
@@ -94,15 +83,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return len(failures)
 
 
-FILES = (("trials", "json"), ("checkpoints", "ckpt"))
+def checkpoint_of(trial: Trial, output: Path) -> Path:
+    """Return the file of a trained model."""
+    return output / "checkpoints" / f"{trial.stem}.ckpt"
 
 
 def inference_of(timed: Mapping[str, Trial], options: argparse.Namespace) -> dict[str, Any]:
     """Time the trained models."""
-    checkpoints = {name: options.output / "checkpoints" / f"{trial.stem}.ckpt" for name, trial in timed.items()}
-    runtimes = ("torch", "openvino") if options.openvino else ("torch",)
     order = {name: timed[name] for name in options.models if name in timed}
-    return in_own_process(inference.measure, order, checkpoints, runtimes, options.batches, options.repetitions)
+    files = {name: checkpoint_of(trial, options.output) for name, trial in order.items()}
+    settings = (options.runtimes, options.batches, options.repetitions, options.accelerator)
+    return in_own_process(inference.measure, order, files, *settings)
 
 
 def write(
@@ -123,15 +114,12 @@ def write(
     if "efficient_ad" in options.models and not options.imagenette:
         text += "\nEfficientAD is left out: it needs ImageNette (`--imagenette`) and a teacher of its own.\n"
     stored: dict[str, Any] = {"trials": list(results.values())}
+    plotted = [trial for trial in trials if trial.train_limit == options.train_limit[-1]]
     if speed is not None:
-        text += f"\nInference, ratio to the backbone's forward pass alone:\n\n{inference_table(speed)}"
-        plotted = [trial for trial in trials if trial.train_limit == options.train_limit[-1]]
-        scatter(plotted, results, speed, options.output / "accuracy_and_speed.png")
+        text += f"\nInference, ratio to the backbone's forward pass alone:\n\n{inference_table(speed, LABELS)}"
         stored["inference"] = speed
-    if options.curve:
-        for category in options.categories:
-            plotted = [trial for trial in trials if trial.train_limit == options.train_limit[-1]]
-            curves(plotted, results, category, options.output / f"curve_{category}.png")
+    for category in options.categories if options.curve else ():
+        curves(plotted, results, category, options.output / f"curve_{category}.png")
     (options.output / "peers.md").write_text(text)
     write_whole(options.output / "peers.json", stored)
     return text
@@ -147,13 +135,7 @@ def parser() -> argparse.ArgumentParser:
     add("--categories", nargs="+", default=["bottle"])
     add("--models", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
     add("--seeds", nargs="+", type=int, default=[0])
-    add(
-        "--train_limit",
-        nargs="+",
-        type=_limit,
-        default=[None],
-        help="normal images that train, or all; the last one is plotted",
-    )
+    add("--train_limit", nargs="+", type=_limit, default=[None], help="normal images, or all; the last is plotted")
     add("--epochs", nargs="+", type=_epochs, default=[], metavar="MODEL=N", help="instead of a model's own number")
     add("--image_size", type=int, default=256, help="pixels per side")
     add("--backbone", default="resnet18", help="of timm")
@@ -165,7 +147,8 @@ def parser() -> argparse.ArgumentParser:
     add("--curve", type=int, metavar="EPOCHS", help="test every so many epochs, outside the time of training")
     add("--batches", nargs="+", type=int, default=[1, 8], help="images per run at inference")
     add("--repetitions", type=int, default=15, help="of each run at inference; 0: no inference")
-    add("--openvino", action="store_true", help="time exported models as well")
+    add("--runtimes", nargs="+", choices=RUNTIMES, default=["torch"], help="of inference")
+    add("--accelerator", choices=DEVICES, default="cpu", help="of inference in torch")
     add("--threads", type=int, default=1, help="of the CPU")
     add("--output", type=Path, default=Path("results/peers"), help="folder of results, tables and plots")
     return parser

@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import argparse
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from kd_multiresolution.arguments import check_seed
-from kd_multiresolution.dual import STRIDES, check_dual_image_size
-from kd_multiresolution.presets import BATCH_SIZE
-from kd_multiresolution.source import Source, levels_of_strides
-from kd_multiresolution.torch_model import check_image_size
+from kd_multiresolution.dual.torch_model import STRIDES, check_dual_image_size
+from kd_multiresolution.paper.presets import BATCH_SIZE
+from kd_multiresolution.plugin.arguments import check_seed
+from kd_multiresolution.source.images import check_image_size
+from kd_multiresolution.source.network import Source
+from kd_multiresolution.source.stages import levels_of_strides
+from reporting import in_a_line, quiet
 from reproduction.data import DATASETS
 from reproduction.experiment import fingerprint, run
-from reproduction.rendering import plot, render
+from reproduction.rendering import render
 from reproduction.results import Results
 from reproduction.settings import Settings, View, united
 from reproduction.tables import PLANS, Reproduction, reproduction
@@ -44,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         base = shared_settings(options, source)
         tables = [reproduction(number, options.dataset, options.classes, base) for number in options.table]
         wanted = trainings(tables, digests, options.splits)
-        check = check_dual_image_size if options.variant == "dual" else check_image_size
+        check = check_dual_image_size if options.model == "dual" else check_image_size
         for settings in wanted:
             check(settings.image_size, source)
         results = Results(options.output / "trainings")
@@ -52,40 +50,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RuntimeError, ValueError) as error:
         raise SystemExit(f"{error}") from error
     failures: dict[Settings, str] = {}
-    console = Console()
     numbers = ", ".join(map(str, options.table))
-    _say(console, f"Table {numbers}, source {source}: {len(todo)} trainings to do; results in {results.folder}.")
-    # Once per training they would tell of chosen devices, of frozen modules and of each other's deprecations.
-    warnings.filterwarnings("ignore", module=r"lightning\.")
-    for name in ("lightning.pytorch", "lightning_fabric", "anomalib"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    with progress_bar(console) as progress:
-        task = progress.add_task("trainings", total=len(todo))
-        for settings in todo:
-            try:
-                result = run(
-                    settings,
-                    weights=options.source_weights,
-                    root=dataset_root(options.root, settings),
-                    workers=options.workers,
-                    progress=progress,
-                    checkpoints=options.checkpoints,
-                )
-                _say(console, f"{settings.name}: {results.write(settings, result)}, {result['seconds']:.0f} s")
-            except Exception as error:
-                logger.exception("%s failed; the next one follows.", settings.name)
-                failures[settings.training] = reason(error)
-            progress.advance(task)
-            write(tables, results, digests, failures, options)  # so that an interrupted run leaves what is done
-    for text in write(tables, results, digests, failures, options):
-        _say(console, text)
+    print(f"Table {numbers}, source {source}: {len(todo)} trainings to do; results in {results.folder}.")
+    quiet()
+    for number, settings in enumerate(todo, 1):
+        print(f"{number} of {len(todo)}: {settings.name}")
+        root = options.root
+        if root is not None and DATASETS[settings.dataset].splits:
+            root /= settings.dataset  # Table 6 has two data sets, side by side
+        try:
+            result = run(settings, options.source_weights, root, options.workers, options.checkpoints)
+            print(f"{results.write(settings, result)}, {result['seconds']:.0f} s")
+        except Exception as error:
+            logger.exception("%s failed; the next one follows.", settings.name)
+            failures[settings.training] = in_a_line(error)
+        write(tables, results, digests, failures, options)  # so that an interrupted run leaves what is done
+    print(*write(tables, results, digests, failures, options), sep="\n")
     return len(failures)
 
 
 def _source(options: argparse.Namespace, seed: int) -> Source:
     """Return the source of a seed's trainings; only random weights depend on the seed."""
     points = options.critical_points
-    if points is None and options.variant == "dual":
+    if points is None and options.model == "dual":
         points = levels_of_strides(options.source, STRIDES)
     return Source(
         options.source,
@@ -96,14 +83,6 @@ def _source(options: argparse.Namespace, seed: int) -> Source:
     )
 
 
-def reason(error: Exception) -> str:
-    """Return an error in one line: all of its lines, but of a loader process's the last, below its traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if lines and lines[0].startswith("Caught "):
-        return lines[-1]
-    return f"{type(error).__name__}: {' '.join(lines)}"
-
-
 def write(
     tables: Sequence[Reproduction],
     results: Results,
@@ -111,7 +90,7 @@ def write(
     failures: Mapping[Settings, str],
     options: argparse.Namespace,
 ) -> list[str]:
-    """Write the tables and their plots, and return the tables' text."""
+    """Write the tables, and return their text."""
     options.output.mkdir(parents=True, exist_ok=True)
     texts = []
     for table in tables:
@@ -120,17 +99,11 @@ def write(
         texts.append(render(table, results, failed))
         parts = ["table", str(table.number)]
         parts += [table.dataset] if len(table.plan.datasets) > 1 and table.dataset else []
-        parts += [options.variant] if options.variant != "paper" else []
+        parts += [options.model] if options.model != "paper" else []
         parts += [f"{options.image_size}px"] if options.image_size else []
         parts += [f"limit{options.limit}"] if options.limit else []  # a look must not take a measurement's place
-        path = options.output / "_".join(parts)
-        path.with_suffix(".md").write_text(texts[-1])
-        plot(table, results, path.with_suffix(".png"))
+        (options.output / f"{'_'.join(parts)}.md").write_text(texts[-1])
     return texts
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -147,11 +120,11 @@ def parser() -> argparse.ArgumentParser:
     add("--root", type=Path, help="folder of the data; for Table 6 the one of brain_mri and head_ct")
     add("--output", type=Path, default=Path("results/reproduce"), help="folder of results and tables")
     add("--checkpoints", type=Path, help="folder to keep the trained models in")
-    add("--variant", choices=["paper", "dual"], default="paper", help="dual: Tables 2, 3, 5, 6, evaluated at the end")
+    add("--model", choices=["paper", "dual"], default="paper", help="dual: Tables 2, 3, 5, 6, evaluated at the end")
     add("--source", default="vgg16.tv_in1k", help="the frozen network")
     add("--source-weights", type=Path, help="its weight file instead of a download")
     add("--pretrained", action=argparse.BooleanOptionalAction, default=True, help="trained weights, or random ones")
-    add("--critical-points", nargs="+", metavar="POINT", help="instead of the variant's own")
+    add("--critical-points", nargs="+", metavar="POINT", help="instead of the model's own")
     add("--image-size", type=positive, help="pixels, instead of the preset's size and cut")
     add("--imagenet-normalization", action=argparse.BooleanOptionalAction, help="instead of the preset's choice")
     add("--batch-size", type=positive, default=BATCH_SIZE, help="images per training step")
@@ -201,10 +174,10 @@ def shared_settings(options: argparse.Namespace, source: Source) -> dict[str, ob
         "critical_points": source.critical_points,
         "batch_size": options.batch_size,
         "epochs": options.epochs,
-        "evaluations": options.evaluations if options.variant == "paper" else 1,
-        "interval": options.interval if options.variant == "paper" else 1,
+        "evaluations": options.evaluations if options.model == "paper" else 1,
+        "interval": options.interval if options.model == "paper" else 1,
         "limit": options.limit,
-        "variant": options.variant,
+        "model": options.model,
     }
 
 
@@ -235,17 +208,6 @@ def trainings(tables: Sequence[Reproduction], digests: Mapping[int, str], splits
         )
         views.setdefault(repeated, []).extend(settings.views)
     return [replace(training, views=united(views)) for training, views in views.items()]
-
-
-def dataset_root(root: Path | None, settings: Settings) -> Path | None:
-    """Return the folder of a training's data set; Table 6 has two, side by side."""
-    return root / settings.dataset if root is not None and DATASETS[settings.dataset].splits else root
-
-
-def progress_bar(console: Console) -> Progress:
-    """Return the display of trainings and epochs."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ The network learns to tell procedural textures (see ``procedural_textures.py``) 
 linear head of its own on its channel means, so that every critical point has to be informative by itself and not only
 the last one. Batch norm helps training and is folded into the convolutions before saving.
 
-    python benchmarks/train_light_source.py --output src/kd_multiresolution/weights/light_vgg.safetensors
+    python benchmarks/train_light_source.py --output src/kd_multiresolution/source/weights/light_vgg.safetensors
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from kd_multiresolution.light_vgg import WIDTHS, LightVGG
+from kd_multiresolution.source.light_vgg import WIDTHS, LightVGG
 from procedural_textures import FAMILIES, ProceduralTextures, recipes
 
 HELD_OUT_STREAM = 1

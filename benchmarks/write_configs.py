@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from kd_multiresolution.presets import BATCH_SIZE, LEARNING_RATE, PRESETS, Preset
+from kd_multiresolution.paper.presets import BATCH_SIZE, LEARNING_RATE, PRESETS, Preset
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from anomalib.models import EfficientAd, Padim, Patchcore, Stfpm
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 
 from comparison.trial import Trial
-from kd_multiresolution import KdMultiresolution
+from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
 
 # Figures come from raw scores, and nobody's time holds drawing of pictures.
 WITHOUT_COMPONENTS: dict[str, Any] = {"post_processor": False, "evaluator": False, "visualizer": False}
@@ -19,23 +19,14 @@ WITHOUT_COMPONENTS: dict[str, Any] = {"post_processor": False, "evaluator": Fals
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model.
+    """A model, as it is compared."""
 
-    Attributes:
-        label: its name in tables.
-        build: makes it for a trial.
-        batch_size: images per training step, where nothing else is asked for.
-        epochs: the same; ``None``: its own rule.
-        layers: the backbone's feature levels, where not all that were asked for.
-        validates: whether its training ends with a look at held-out normal images.
-    """
-
-    label: str
-    build: Callable[[Trial], AnomalibModule]
-    batch_size: int = 32
-    epochs: int | None = None
-    layers: tuple[str, ...] | None = None
-    validates: bool = False
+    label: str  # its name in tables
+    build: Callable[[Trial], AnomalibModule]  # makes it for a trial
+    batch_size: int = 32  # images per training step, where nothing else is asked for
+    epochs: int | None = None  # the same; `None`: its own rule
+    layers: tuple[str, ...] | None = None  # the backbone's feature levels, where not all that were asked for
+    validates: bool = False  # whether its training ends with a look at held-out normal images
 
 
 def same_images(trial: Trial) -> PreProcessor:
@@ -44,12 +35,11 @@ def same_images(trial: Trial) -> PreProcessor:
     return KdMultiresolution.configure_pre_processor(size, imagenet_normalization=True)
 
 
-def _ours(variant: Literal["paper", "dual"], **arguments: Any) -> Callable[[Trial], AnomalibModule]:
+def _ours(kind: type[KdMultiresolution | KdMultiresolutionDual], **arguments: Any) -> Callable[[Trial], AnomalibModule]:
     def build(trial: Trial) -> AnomalibModule:
-        return KdMultiresolution(
-            source=trial.backbone, variant=variant, critical_points=list(trial.layers),
-            image_size=trial.image_size, imagenet_normalization=True, epochs=trial.epochs, seed=trial.seed,
-            **arguments, **WITHOUT_COMPONENTS,
+        return kind(
+            source=trial.backbone, critical_points=list(trial.layers), image_size=trial.image_size,
+            imagenet_normalization=True, epochs=trial.epochs, seed=trial.seed, **arguments, **WITHOUT_COMPONENTS,
         )  # fmt: skip
 
     return build
@@ -76,8 +66,10 @@ def _efficient_ad(trial: Trial) -> AnomalibModule:
 
 
 CANDIDATES = {
-    "paper": Candidate("ours, paper (discrepancy map)", _ours("paper", anomaly_map="discrepancy"), batch_size=16),
-    "dual": Candidate("ours, dual", _ours("dual"), batch_size=16),
+    "paper": Candidate(
+        "ours, paper (discrepancy map)", _ours(KdMultiresolution, anomaly_map="discrepancy"), batch_size=16
+    ),
+    "dual": Candidate("ours, dual", _ours(KdMultiresolutionDual), batch_size=16),
     "stfpm": Candidate("STFPM", _stfpm, epochs=100),  # its authors' number
     "padim": Candidate("PaDiM", _padim, epochs=1),
     # Its authors' levels and anomalib's. The first one has four times as many positions as the second, for each of
@@ -85,3 +77,4 @@ CANDIDATES = {
     "patchcore": Candidate("PatchCore", _patchcore, epochs=1, layers=("layer2", "layer3")),
     "efficient_ad": Candidate("EfficientAD-S", _efficient_ad, batch_size=1, epochs=300, validates=True),
 }
+LABELS = {name: candidate.label for name, candidate in CANDIDATES.items()}

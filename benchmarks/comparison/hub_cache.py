@@ -14,7 +14,7 @@ from pathlib import Path
 import timm
 from safetensors.torch import save_file
 
-from kd_multiresolution.source import Source
+from kd_multiresolution.source.network import Source
 
 REVISION = "0" * 40  # a commit's name; any will do
 

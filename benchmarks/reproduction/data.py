@@ -11,27 +11,19 @@ from anomalib.data import AnomalibDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
 import kd_multiresolution.data  # noqa: F401 - registers our data modules with anomalib
-from kd_multiresolution.presets import PRESETS, Preset
+from kd_multiresolution.paper.presets import PRESETS, Preset
 from reproduction.settings import Settings
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set.
+    """A data set, as it is reproduced on."""
 
-    Attributes:
-        preset: name of its preset.
-        module: name of its data module.
-        class_argument: the data module's argument that takes the class; ``None`` where there is one task only.
-        arguments: the data module's other arguments.
-        splits: whether its test set is drawn at random.
-    """
-
-    preset: str
-    module: str
-    class_argument: str | None = None
-    arguments: tuple[tuple[str, Any], ...] = ()
-    splits: bool = False
+    preset: str  # name of its preset
+    module: str  # name of its data module
+    class_argument: str | None = None  # the data module's argument that takes the class, if there is one
+    arguments: tuple[tuple[str, Any], ...] = ()  # the data module's other arguments
+    splits: bool = False  # whether its test set is drawn at random
 
     @property
     def settings(self) -> Preset:

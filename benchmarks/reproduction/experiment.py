@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import sys
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from anomalib.callbacks import ModelCheckpoint
 from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from rich.progress import Progress
+from lightning.pytorch import seed_everything
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, Normalize, Resize, Transform
 
-from kd_multiresolution import EvaluationAfterConvergence, KdMultiresolution, KdMultiresolutionModel
-from kd_multiresolution.source import Source
+from kd_multiresolution import (
+    EvaluationAfterConvergence,
+    KdMultiresolution,
+    KdMultiresolutionDual,
+    KdMultiresolutionModel,
+)
+from kd_multiresolution.source.network import Source
+from reporting import environment
 from reproduction.data import data_module
 from reproduction.settings import SCORES, Settings, View
-
-PACKAGES = ("kd-multiresolution", "anomalib", "torch", "torchvision", "lightning", "timm", "kornia", "scikit-learn")
 
 
 class ViewsAfterConvergence(EvaluationAfterConvergence):
@@ -59,7 +59,7 @@ class ViewsAfterConvergence(EvaluationAfterConvergence):
 
 
 class EvaluationAtTheEnd(EvaluationAfterConvergence):
-    """Evaluates the last epoch: the dual variant's rate falls to zero with it, whenever the loss has converged."""
+    """Evaluates the last epoch: the dual model's rate falls to zero with it, whenever the loss has converged."""
 
     def __init__(self) -> None:
         super().__init__(evaluations=1, window=sys.maxsize)
@@ -67,30 +67,6 @@ class EvaluationAtTheEnd(EvaluationAfterConvergence):
     def models(self, pl_module: AnomalibModule) -> Mapping[str, nn.Module]:
         """Return the model under the name of the one view that it is wanted for."""
         return {f"{SCORES.name}/": pl_module.model}
-
-
-class EpochProgress(Callback):
-    """Shows epochs and loss in a progress bar.
-
-    Args:
-        progress: the display.
-        description: what is trained.
-    """
-
-    def __init__(self, progress: Progress, description: str) -> None:
-        self.progress = progress
-        self.description = description
-        self.task = progress.add_task(description, total=None)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Advance by one epoch."""
-        del pl_module
-        self.progress.update(
-            self.task,
-            completed=trainer.current_epoch + 1,
-            total=trainer.max_epochs,
-            description=f"{self.description}, loss {float(trainer.callback_metrics['train_loss']):.4f}",
-        )
 
 
 def fingerprint(source: Source) -> str:
@@ -102,20 +78,10 @@ def fingerprint(source: Source) -> str:
     return digest.hexdigest()
 
 
-def environment() -> dict[str, Any]:
-    """Return what the figures were computed with."""
-    return {
-        "python": platform.python_version(),
-        "packages": {package: version(package) for package in PACKAGES},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def pre_processor(settings: Settings) -> PreProcessor | bool:
-    """Return CIFAR-10's pre-processor with its cut of the centre; ``True`` (the model's own) for everything else."""
+def pre_processor(settings: Settings) -> PreProcessor | None:
+    """Return CIFAR-10's pre-processor with its cut of the centre; everything else has the model's own."""
     if settings.resize is None:
-        return True
+        return None
     # The paper's Lanczos filter exists for files only, not for tensors; this is the nearest to it.
     resize = Resize(list(settings.resize), interpolation=InterpolationMode.BICUBIC)
     transforms: list[Transform] = [resize, CenterCrop(list(settings.image_size))]
@@ -125,13 +91,7 @@ def pre_processor(settings: Settings) -> PreProcessor | bool:
 
 
 def run(
-    settings: Settings,
-    *,
-    weights: Path | None,
-    root: Path | None,
-    workers: int,
-    progress: Progress,
-    checkpoints: Path | None = None,
+    settings: Settings, weights: Path | None, root: Path | None, workers: int = 0, checkpoints: Path | None = None
 ) -> dict[str, Any]:
     """Train, evaluate, and return settings, environment and metrics as plain data.
 
@@ -140,7 +100,6 @@ def run(
         weights: the source's weight file, ``None`` for the published weights of its name.
         root: the data set's folder, ``None`` for the data module's own default.
         workers: loader processes.
-        progress: where epochs are shown.
         checkpoints: folder in which the trained model is kept, under the name of the training's result.
     """
     seed_everything(settings.seed, workers=True, verbose=False)
@@ -151,47 +110,38 @@ def run(
         "critical_points": list(settings.critical_points),
         "seed": settings.seed,
     }
-    if settings.variant == "paper":
+    components: dict[str, Any] = {"post_processor": False, "evaluator": False, "visualizer": False}
+    if own := pre_processor(settings):
+        components["pre_processor"] = own
+    else:
+        components |= {
+            "image_size": settings.image_size,
+            "imagenet_normalization": settings.imagenet_normalization,
+        }
+    model: AnomalibModule
+    evaluation: EvaluationAfterConvergence
+    if settings.model == "dual":
+        model, evaluation = KdMultiresolutionDual(**arguments, **components), EvaluationAtTheEnd()
+    else:
         arguments |= {"cloner": settings.cloner, "terms": settings.terms, "value_weight": settings.value_weight}
-    own = pre_processor(settings)
-    form: dict[str, Any] = {
-        "image_size": settings.image_size,
-        "imagenet_normalization": settings.imagenet_normalization,
-    }
-    length: dict[str, Any] = {} if settings.epochs is None else {"max_epochs": settings.epochs}
-    model = KdMultiresolution(
-        **arguments,
-        variant=settings.variant,
-        **(form if own is True else {}),
-        pre_processor=own,
-        post_processor=False,
-        evaluator=False,
-        visualizer=False,
-    )
-    evaluation = (
-        ViewsAfterConvergence(
+        model = KdMultiresolution(**arguments, **components)
+        evaluation = ViewsAfterConvergence(
             settings.views, {**arguments, "source_weights": None}, settings.evaluations, settings.interval
         )
-        if settings.variant == "paper"
-        else EvaluationAtTheEnd()
-    )
+    length: dict[str, Any] = {} if settings.epochs is None else {"max_epochs": settings.epochs}
     data = data_module(settings, root, workers)
-    bar = EpochProgress(progress, settings.name)
     began = time.perf_counter()
     with TemporaryDirectory() as folder:
         engine = Engine(
             default_root_dir=folder,
             # Nothing is kept but the figures: no checkpoint every epoch, no validation, whose threshold nobody uses.
-            callbacks=[evaluation, bar, ModelCheckpoint(save_top_k=0)],
+            callbacks=[evaluation, ModelCheckpoint(save_top_k=0)],
             limit_val_batches=0,
-            enable_progress_bar=False,
+            enable_progress_bar=sys.stdout.isatty(),
             enable_model_summary=False,
             **length,
         )
-        try:
-            engine.fit(model, datamodule=data)
-        finally:
-            progress.remove_task(bar.task)
+        engine.fit(model, datamodule=data)
         if checkpoints is not None:
             engine.trainer.save_checkpoint(checkpoints / f"{settings.stem}.ckpt", weights_only=True)
     return {

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from reporting import write_whole
 from reproduction.settings import SCORES, Settings
 
 
@@ -46,15 +46,6 @@ class Results:
     def write(self, settings: Settings, result: dict[str, Any]) -> Path:
         """Write a result; a file of that name is never there in part."""
         return write_whole(self.folder / f"{settings.stem}.json", result)
-
-
-def write_whole(path: Path, result: dict[str, Any]) -> Path:
-    """Write a JSON file, and its folder; the file is never there in part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
-    unfinished.write_text(json.dumps(result, indent=2) + "\n")
-    unfinished.replace(path)
-    return path
 
 
 def covers(stored: Settings, wanted: Settings) -> bool:

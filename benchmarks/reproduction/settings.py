@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from reporting import Record
 
 
 @dataclass(frozen=True)
 class View:
-    """One way to read a trained model: which map, and how it is made.
+    """One way to read a trained model: which map, and how it is made."""
 
-    Attributes:
-        name: prefix of its metrics.
-        anomaly_map: the model's argument of that name; ``None`` for scores alone.
-        sigma: the map's Gaussian blur in pixels.
-        percentile_scale: scale each map by its own 99th percentile, as for the paper's pixel figures.
-    """
-
-    name: str
-    anomaly_map: str | None = "gradient"
-    sigma: float = 4.0
-    percentile_scale: bool = False
+    name: str  # prefix of its metrics
+    anomaly_map: str | None = "gradient"  # the model's argument of that name; `None` for scores alone
+    sigma: float = 4.0  # the map's Gaussian blur in pixels
+    percentile_scale: bool = False  # scale each map by its own 99th percentile, as for the paper's pixel figures
 
     def arguments(self) -> dict[str, Any]:
         """Return the model's arguments."""
@@ -49,62 +42,37 @@ def attribution_view(method: str) -> View:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """All that decides the figures of one training.
+class Settings(Record):
+    """All that decides the figures of one training."""
 
-    Attributes:
-        dataset: a key of :data:`reproduction.data.DATASETS`.
-        normal_class: class or category; empty where the data set has one task only.
-        seed: of the cloner's weights and the order of the images.
-        split: of the held-out normal images, for the data sets without a split of their own.
-        augment: the paper's augmentation of HeadCT.
-        source: name of the source.
-        pretrained: whether its weights are trained ones.
-        weights: the weight file's name, or ``None`` for the published weights of that name.
-        weights_sha256: of the source's tensors.
-        critical_points: where source and cloner are compared.
-        cloner: ``compact`` or ``equal``.
-        terms: ``total``, ``value`` or ``direction``.
-        value_weight: factor of the value term.
-        image_size: height and width in pixels.
-        resize: size before the cut to ``image_size``; ``None``: no cut.
-        imagenet_normalization: whether images are normalised so.
-        batch_size: images per training step.
-        epochs: upper limit of the training; ``None``: the model's own.
-        evaluations: how many late epochs are averaged.
-        interval: epochs from one of them to the next.
-        limit: training images, and test images of either kind; ``None``: all.
-        views: how the trained model is read.
-        variant: ``paper``, or ``dual``, which has no cloner, terms and value weight to choose.
-    """
-
-    dataset: str
-    normal_class: str
-    seed: int
-    split: int | None
-    augment: bool
-    source: str
-    pretrained: bool
-    weights: str | None = field(compare=False)  # the sum decides, not the name
-    weights_sha256: str
-    critical_points: tuple[str, ...]
-    cloner: str
-    terms: str
-    value_weight: float
-    image_size: tuple[int, int]
-    resize: tuple[int, int] | None
-    imagenet_normalization: bool
-    batch_size: int
-    epochs: int | None
-    evaluations: int
-    interval: int
-    limit: int | None
-    views: tuple[View, ...]
-    variant: Literal["paper", "dual"] = "paper"
+    dataset: str  # a key of :data:`reproduction.data.DATASETS`
+    normal_class: str  # class or category; empty where the data set has one task only
+    seed: int  # of the cloner's weights and the order of the images
+    split: int | None  # of the held-out normal images, for the data sets without a split of their own
+    augment: bool  # the paper's augmentation of HeadCT
+    source: str  # name of the source
+    pretrained: bool  # whether its weights are trained ones
+    weights: str | None = field(compare=False)  # name of its file, or the published ones; the sum decides, not it
+    weights_sha256: str  # of the source's tensors
+    critical_points: tuple[str, ...]  # where source and cloner are compared
+    cloner: str  # `compact` or `equal`
+    terms: str  # `total`, `value` or `direction`
+    value_weight: float  # factor of the value term
+    image_size: tuple[int, int]  # height and width in pixels
+    resize: tuple[int, int] | None  # size before the cut to `image_size`; `None`: no cut
+    imagenet_normalization: bool  # whether images are normalised so
+    batch_size: int  # images per training step
+    epochs: int | None  # upper limit of the training; `None`: the model's own
+    evaluations: int  # how many late epochs are averaged
+    interval: int  # epochs from one of them to the next
+    limit: int | None  # training images, and test images of either kind; `None`: all
+    views: tuple[View, ...]  # how the trained model is read
+    model: Literal["paper", "dual"] = "paper"  # `dual` has no cloner, terms and value weight to choose
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        """Return plain data, in which the model has an older name."""
+        plain = super().as_json()
+        plain["variant"] = plain.pop("model")
         return plain
 
     @classmethod
@@ -113,6 +81,7 @@ class Settings:
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()
         }
+        fields["model"] = fields.pop("variant", "paper")  # there was one model only
         fields["views"] = tuple(View(**view) for view in plain["views"])
         return cls(**fields)
 
@@ -131,15 +100,9 @@ class Settings:
     def name(self) -> str:
         """A short name for people."""
         parts = [self.dataset, self.normal_class, f"seed{self.seed}"]
-        parts += [self.variant] if self.variant != "paper" else []
+        parts += [self.model] if self.model != "paper" else []
         parts += [f"split{self.split}"] if self.split is not None else []
         parts += ["augmented"] if self.augment else []
         parts += [self.cloner] if self.cloner != "compact" else []
         parts += [self.terms] if self.terms != "total" else []
         return "-".join(part for part in parts if part)
-
-    @property
-    def stem(self) -> str:
-        """The name, and a digest of everything: what its files are called."""
-        text = json.dumps(self.as_json(), sort_keys=True)
-        return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

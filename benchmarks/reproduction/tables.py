@@ -8,86 +8,67 @@ from types import MappingProxyType
 from typing import Any
 
 from kd_multiresolution.data.base import find_class
-from kd_multiresolution.published import Table, published_tables
-from kd_multiresolution.torch_model import ANOMALY_MAPS
+from kd_multiresolution.results.published import Table, published_tables
 from reproduction.data import DATASETS
 from reproduction.settings import ATTRIBUTIONS, MAPS, PAPER_MAPS, SCORES, Settings, View, attribution_view, united
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A row that we measure.
+class Case:
+    """A row that we measure."""
 
-    Attributes:
-        method: name of the published row.
-        view: how the trained model is read for it.
-        last_points: use the last so many critical points; ``None``: all.
-        cloner: size of the cloner.
-        terms: terms of the discrepancy.
-        augment: with HeadCT's augmentation.
-    """
-
-    method: str
-    view: View = SCORES
-    last_points: int | None = None
-    cloner: str = "compact"
-    terms: str = "total"
-    augment: bool = False
+    method: str  # name of the published row
+    view: View = SCORES  # how the trained model is read for it
+    last_points: int | None = None  # use the last so many critical points; `None`: all
+    cloner: str = "compact"  # size of the cloner
+    terms: str = "total"  # terms of the discrepancy
+    augment: bool = False  # with HeadCT's augmentation
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a table is reproduced.
+    """How a table is reproduced."""
 
-    Attributes:
-        datasets: those that it can be measured on; the first is the default, or all are, one per column.
-        variants: the rows.
-        views: how every training is read, beyond what the rows need.
-        beside: metrics that are shown beside the table's own.
-        per_column: whether each column is a data set of its own.
-        of_scores: whether its figures come from scores alone, and its rows differ in nothing of the model.
-    """
-
-    datasets: tuple[str, ...]
-    variants: tuple[Variant, ...]
-    views: tuple[View, ...] = ()
-    beside: tuple[str, ...] = ("image_F1",)
-    per_column: bool = False
-    of_scores: bool = False
+    datasets: tuple[str, ...]  # those to measure it on; the first is the default, or each has a column
+    cases: tuple[Case, ...]  # the rows
+    views: tuple[View, ...] = ()  # how every training is read, beyond what the rows need
+    beside: tuple[str, ...] = ("image_F1",)  # metrics that are shown beside the table's own
+    per_column: bool = False  # whether each column is a data set of its own
+    of_scores: bool = False  # whether its figures come from scores alone, and its rows differ in nothing of the model
 
 
-def _sizes_and_terms(equal: str, smaller: str) -> tuple[Variant, ...]:
+def _sizes_and_terms(equal: str, smaller: str) -> tuple[Case, ...]:
     """Return the rows of Tables 9 and 10, which differ in two names."""
-    sizes = (Variant(equal, cloner="equal"), Variant(smaller))
-    return (*sizes, Variant("Dir Loss", terms="direction"), Variant("MSE Loss", terms="value"), Variant("Total Loss"))
+    sizes = (Case(equal, cloner="equal"), Case(smaller))
+    return (*sizes, Case("Dir Loss", terms="direction"), Case("MSE Loss", terms="value"), Case("Total Loss"))
 
 
 _MAPS = (MAPS, PAPER_MAPS)
 _MAP_METRICS = ("maps/pixel_AUROC", "maps/AUPRO")
 _ATTRIBUTIONS = tuple(
-    Variant(method, attribution_view(method)) for name in ATTRIBUTIONS for method in (f"{name} + Gaussian", name)
+    Case(method, attribution_view(method)) for name in ATTRIBUTIONS for method in (f"{name} + Gaussian", name)
 )
 
 PLANS: Mapping[int, Plan] = MappingProxyType(
     {
         1: Plan(("mvtec",), _ATTRIBUTIONS, beside=()),
-        2: Plan(("mnist", "fashion_mnist", "cifar10", "cifar10_folder"), (Variant("OURS"),), of_scores=True),
-        3: Plan(("mvtec",), (Variant("OURS"),), views=_MAPS, of_scores=True),
-        4: Plan(("mvtec",), (Variant("OURS", PAPER_MAPS),), views=_MAPS, beside=_MAP_METRICS),
-        5: Plan(("retinal_oct", "resc"), (Variant("OURS"),), of_scores=True),
+        2: Plan(("mnist", "fashion_mnist", "cifar10", "cifar10_folder"), (Case("OURS"),), of_scores=True),
+        3: Plan(("mvtec",), (Case("OURS"),), views=_MAPS, of_scores=True),
+        4: Plan(("mvtec",), (Case("OURS", PAPER_MAPS),), views=_MAPS, beside=_MAP_METRICS),
+        5: Plan(("retinal_oct", "resc"), (Case("OURS"),), of_scores=True),
         6: Plan(
             ("brain_mri", "head_ct"),
-            (Variant("OURS"), Variant("OURS+AUG", augment=True)),
+            (Case("OURS"), Case("OURS+AUG", augment=True)),
             per_column=True,
             of_scores=True,
         ),
         7: Plan(
             ("mvtec",),
-            (Variant("TheLast", last_points=1), Variant("TheLast2", last_points=2), Variant("TheLast4")),
+            (Case("TheLast", last_points=1), Case("TheLast2", last_points=2), Case("TheLast4")),
         ),
         8: Plan(
             ("mnist",),
-            (Variant("TheLast", last_points=1), Variant("TheLast2", last_points=2), Variant("TheLast3")),
+            (Case("TheLast", last_points=1), Case("TheLast2", last_points=2), Case("TheLast3")),
         ),
         9: Plan(("mvtec",), _sizes_and_terms("EqualNet", "SmallerNet")),
         10: Plan(
@@ -101,25 +82,16 @@ PLANS: Mapping[int, Plan] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A table and its trainings.
+    """A table and its trainings."""
 
-    Attributes:
-        number: the table's.
-        published: its figures.
-        plan: how it is reproduced.
-        dataset: the data set, ``None`` where each column has its own.
-        columns: the columns to measure.
-        cells: the settings of each row's columns, for one seed and split; of all, since others may have been measured.
-        missing: rows that the model cannot measure, with the reason.
-    """
-
-    number: int
-    published: Table
-    plan: Plan
-    dataset: str | None
-    columns: tuple[str, ...]
-    cells: Mapping[Variant, Mapping[str, Settings]]
-    missing: Mapping[str, str] = field(default_factory=dict)
+    number: int  # the table's
+    published: Table  # its figures
+    plan: Plan  # how it is reproduced
+    dataset: str | None  # the data set, `None` where each column has its own
+    columns: tuple[str, ...]  # the columns to measure
+    # Of each row's columns, for one seed and split; of all columns, since others may have been measured.
+    cells: Mapping[Case, Mapping[str, Settings]]
+    missing: Mapping[str, str] = field(default_factory=dict)  # rows that the model cannot measure, with the reason
 
 
 def published_table(number: int, dataset: str | None) -> Table:
@@ -154,13 +126,13 @@ def reproduction(
 
     Raises:
         ValueError: if the table is not about that data set, or has no such class, or compares what only the paper's
-            variant has.
+            model has.
     """
     plan = PLANS[number]
-    if base["variant"] == "dual":
+    if base["model"] == "dual":
         if not plan.of_scores:
             able = ", ".join(str(n) for n, other in PLANS.items() if other.of_scores)
-            msg = f"--table={number}: it needs maps or parts that --variant=dual lacks; Tables {able} can be measured."
+            msg = f"--table={number}: it needs maps or parts that --model=dual lacks; Tables {able} can be measured."
             raise ValueError(msg)
         plan = replace(plan, views=())
     if dataset is not None and dataset not in plan.datasets:
@@ -174,34 +146,27 @@ def reproduction(
         columns = (dataset,)
     if classes is not None:
         columns = tuple(columns[find_class(name, columns)] for name in classes)
-    missing = {
-        variant.method: f"the model offers no {variant.view.anomaly_map} map"
-        for variant in plan.variants
-        if variant.view.anomaly_map not in (None, *ANOMALY_MAPS)
-    }
     points = len(base["critical_points"])
-    missing |= {
-        variant.method: f"of {points} critical points the last {variant.last_points} are all"
-        for variant in plan.variants
-        if variant.last_points is not None and variant.last_points >= points
+    missing = {
+        case.method: f"of {points} critical points the last {case.last_points} are all"
+        for case in plan.cases
+        if case.last_points is not None and case.last_points >= points
     }
-    variants = [variant for variant in plan.variants if variant.method not in missing]
-    shared = united((*plan.views, *(variant.view for variant in variants)))
+    cases = [case for case in plan.cases if case.method not in missing]
+    shared = united((*plan.views, *(case.view for case in cases)))
     cells = {
-        variant: {
-            column: _settings(variant, column if plan.per_column else str(dataset), column, shared, base)
+        case: {
+            column: _settings(case, column if plan.per_column else str(dataset), column, shared, base)
             for column in published.columns
-            if not variant.augment or column == "head_ct"
+            if not case.augment or column == "head_ct"
         }
-        for variant in variants
+        for case in cases
     }
     own = None if plan.per_column else dataset
     return Reproduction(number, published, plan, own, columns, cells, missing)
 
 
-def _settings(
-    variant: Variant, dataset: str, column: str, views: tuple[View, ...], base: Mapping[str, Any]
-) -> Settings:
+def _settings(case: Case, dataset: str, column: str, views: tuple[View, ...], base: Mapping[str, Any]) -> Settings:
     preset = DATASETS[dataset].settings
     fields: dict[str, Any] = {
         "image_size": preset.image_size,
@@ -212,16 +177,16 @@ def _settings(
     }
     if "image_size" in base:
         fields["resize"] = None  # the cut belongs to the preset's size
-    if variant.last_points is not None:
-        fields["critical_points"] = fields["critical_points"][-variant.last_points :]
+    if case.last_points is not None:
+        fields["critical_points"] = fields["critical_points"][-case.last_points :]
     return Settings(
         dataset=dataset,
         normal_class=column if DATASETS[dataset].class_argument else "",
         seed=0,
         split=0 if DATASETS[dataset].splits else None,
-        augment=variant.augment,
-        cloner=variant.cloner,
-        terms=variant.terms,
+        augment=case.augment,
+        cloner=case.cloner,
+        terms=case.terms,
         views=views,
         **fields,
     )

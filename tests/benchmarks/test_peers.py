@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 
 import peers
 from comparison import hub_cache
-from comparison.candidates import CANDIDATES
+from comparison.candidates import CANDIDATES, LABELS
 from comparison.experiment import data_of, run
 from comparison.inference import measure
-from comparison.rendering import inference_table, trials_table
+from comparison.rendering import trials_table
 from comparison.trial import Trial
 from kd_multiresolution.data.texture_defects import ensure_written
+from runtimes import inference_table
 
 LAYERS = ("layer1", "layer2", "layer3")
 TRIAL = Trial(
@@ -55,6 +56,14 @@ def cached(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     hub_cache.fill(tmp_path / "hub", "resnet18", LAYERS, weights)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+def test_trials_that_are_kept_have_the_names_that_are_looked_for() -> None:
+    kept = [*(Path(peers.__file__).parent / "results" / "peers" / "trials").glob("*.json")]
+    assert kept
+    for file in kept:
+        fields = json.loads(file.read_text())["trial"]
+        assert Trial(**{**fields, "layers": tuple(fields["layers"])}).stem == file.stem
 
 
 @pytest.mark.usefixtures("cached")
@@ -122,7 +131,7 @@ def test_the_command_runs_resumes_and_shows_failures(
     arguments = [
         "--data", str(mvtec), "--weights", str(weights), "--output", str(tmp_path / "out"), "--image_size", "64",
         "--train_limit", "12", "--epochs", "paper=1", "--models", "paper", "padim", "efficient_ad",
-        "--repetitions", "2", "--batches", "2",
+        "--repetitions", "2", "--batches", "2", "--curve", "1",
     ]  # fmt: skip
     assert peers.main(arguments) == 0
     text = (tmp_path / "out" / "peers.md").read_text()
@@ -132,7 +141,7 @@ def test_the_command_runs_resumes_and_shows_failures(
     (row,) = stored["inference"]["rows"]
     assert {*row["figures"]} == {"backbone", "paper", "padim"}
     assert row["figures"]["backbone"]["ratio"] == 1
-    assert (tmp_path / "out" / "accuracy_and_speed.png").stat().st_size > 10_000
+    assert (tmp_path / "out" / "curve_bottle.png").stat().st_size > 10_000
 
     def no_time(*_: object) -> dict[str, Any]:
         msg = "no time"
@@ -180,7 +189,7 @@ def test_a_model_that_does_not_take_a_batch_stops_nobody(
     found = measure(trials, files, ["torch"], [1, 2], 1)
     assert [{*row["figures"]} for row in found["rows"]] == [{"backbone", "padim", "patchcore"}, {"backbone", "padim"}]
     assert found["failures"] == {"torch, patchcore, batch 2": "ValueError: one image at a time"}
-    table = inference_table(found)
+    table = inference_table(found, LABELS)
     assert re.search(r"\| torch \| PatchCore \| [\d., ]+ \|  \| [\d.]+ \(batch 1\) \|  \|", table), table
     assert "- torch, patchcore, batch 2: ValueError: one image at a time" in table
 

@@ -16,13 +16,13 @@ from reproduction.tables import Reproduction, reproduction
 BASE: dict[str, Any] = {
     "source": "vgg16.tv_in1k", "pretrained": True, "weights": None, "weights_sha256": "abc", "batch_size": 64,
     "critical_points": ("pool2", "pool3", "pool4", "pool5"), "evaluations": 5, "interval": 10, "epochs": None,
-    "limit": None, "variant": "paper",
+    "limit": None, "model": "paper",
 }  # fmt: skip
 
 
 def only(table: Reproduction) -> tuple[Any, Any]:
-    ((variant, columns),) = table.cells.items()
-    return variant, columns
+    ((case, columns),) = table.cells.items()
+    return case, columns
 
 
 def write(results: Results, settings: Settings, *values: float, view: str = "scores") -> None:
@@ -43,11 +43,11 @@ def repeat(settings: Settings, **changes: int) -> Settings:
 
 def test_each_spread_is_named_after_what_is_repeated(results: Results) -> None:
     table = reproduction(6, "brain_mri", None, BASE)
-    variant, columns = next(iter(table.cells.items()))
+    case, columns = next(iter(table.cells.items()))
     wanted = columns["brain_mri"]
     for split, seed, values in ((0, 0, (0.90, 0.92)), (0, 1, (0.94, 0.94)), (1, 0, (0.80, 0.84)), (1, 1, (0.86, 0.86))):
         write(results, repeat(wanted, split=split, seed=seed), *values)
-    cell = measured(results, variant, wanted, "image_AUROC", ("image_F1",))
+    cell = measured(results, case, wanted, "image_AUROC", ("image_F1",))
     assert cell is not None
     assert cell.mean == pytest.approx(mean([91, 94, 82, 86]))
     assert cell.over_epochs == pytest.approx(mean([stdev([90, 92]), 0, stdev([80, 84]), 0]))
@@ -104,8 +104,8 @@ def test_notes_and_competitors_stand_below(results: Results) -> None:
 
 def test_table_7_is_compared_class_by_class(results: Results) -> None:
     table = reproduction(7, None, ["pill"], BASE)
-    variant, columns = next((v, c) for v, c in table.cells.items() if v.method == "TheLast4")
-    assert variant.last_points is None
+    case, columns = next((v, c) for v, c in table.cells.items() if v.method == "TheLast4")
+    assert case.last_points is None
     write(results, columns["pill"], 0.8)
     assert "| pill | 82.70 | 80.00 |" in render(table, results, {})
 
@@ -121,10 +121,10 @@ def test_what_was_measured_before_stays_in_the_table(results: Results) -> None:
 
 def test_seeds_and_splits_are_named_and_every_split_counts_alike(results: Results) -> None:
     table = reproduction(6, "brain_mri", None, BASE)
-    variant, columns = next(iter(table.cells.items()))
+    case, columns = next(iter(table.cells.items()))
     for split, seed, value in ((0, 0, 0.8), (0, 1, 0.8), (0, 2, 0.8), (4, 0, 0.6)):
         write(results, repeat(columns["brain_mri"], split=split, seed=seed), value)
-    cell = measured(results, variant, columns["brain_mri"], "image_AUROC", ())
+    cell = measured(results, case, columns["brain_mri"], "image_AUROC", ())
     assert cell is not None
     assert cell.mean == pytest.approx(70)
     text = render(table, results, {})
@@ -134,7 +134,7 @@ def test_seeds_and_splits_are_named_and_every_split_counts_alike(results: Result
 
 def test_rows_that_need_more_critical_points_are_named() -> None:
     table = reproduction(7, None, ["pill"], {**BASE, "critical_points": ("pool4", "pool5")})
-    assert [variant.method for variant in table.cells] == ["TheLast", "TheLast4"]
+    assert [case.method for case in table.cells] == ["TheLast", "TheLast4"]
     assert table.missing == {"TheLast2": "of 2 critical points the last 2 are all"}
 
 

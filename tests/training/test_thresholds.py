@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from anomalib.callbacks import ModelCheckpoint
 from anomalib.data import Folder, ImageBatch
 from anomalib.engine import Engine
 from anomalib.metrics import AUROC, Evaluator
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging, Timer
+from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging, Timer
 from torchvision.utils import save_image
 
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
@@ -261,8 +262,9 @@ def test_maps_that_are_gradients_are_computed_when_they_are_needed(
     assert sum(images) == expected * len(module.val_data)
 
 
+@pytest.mark.parametrize("interval", [1, 2])
 def test_an_overwritten_checkpoint_has_the_threshold_of_images_and_none_of_other_weights_pixels(
-    pictures: Path, tmp_path: Path
+    interval: int, pictures: Path, tmp_path: Path
 ) -> None:
     found = []
 
@@ -270,7 +272,8 @@ def test_an_overwritten_checkpoint_has_the_threshold_of_images_and_none_of_other
         def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
             found.extend(thresholds(checkpoint) for checkpoint in checkpoints(tmp_path).values())
 
-    fit(make(KdMultiresolution), pictures, tmp_path, [Look()])
+    checkpoint = ModelCheckpoint(tmp_path, save_on_train_epoch_end=True)
+    fit(make(KdMultiresolution), pictures, tmp_path, [Look(), checkpoint], check_val_every_n_epoch=interval)
     images, pixels = map(torch.tensor, zip(*found, strict=True))
     assert len(found) == EPOCHS - 1
     assert not images.isnan().any()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from anomalib import LearningType
@@ -144,6 +145,16 @@ class PluginModule(Base):
         # anomalib's default is 14, from which the exporter comes back to 18 with a page of errors.
         kwargs.setdefault("opset_version", 18)
         return super().to_onnx(*args, **kwargs)
+
+    def to_openvino(self, *args: Any, **kwargs: Any) -> Path:
+        """Export as anomalib does, and say how the file keeps its scores."""
+        path = super().to_openvino(*args, **kwargs)
+        logger.warning(
+            "OpenVINO computes in bfloat16 on processors that have it, which can flip labels near the threshold: load "
+            "%s with INFERENCE_PRECISION_HINT=f32. anomalib's own inferencer scripts do not set it.",
+            path,
+        )
+        return path
 
     @staticmethod
     def _post_training_quantization_ov(model: Any, datamodule: AnomalibDataModule | None = None) -> Any:

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingCache(Callback):
-    """Keeps training images and the source's features of them for the length of one fit.
+    """Keeps the images of training and validation, and the source's features of them, for the length of one fit.
 
     It changes no figure, and stays out of the way where images change from epoch to epoch.
 
@@ -78,7 +78,7 @@ class TrainingCache(Callback):
             return
         progress = trainer.progress_bar_callback is not None and trainer.is_global_zero
         free = self.memory / 2
-        for name in ("train_dataloader", "val_dataloader"):
+        for name in ("train_dataloader", *(["val_dataloader"] if trainer.limit_val_batches else [])):
             loader = getattr(datamodule, name)()
             if not isinstance(loader, DataLoader) or _changing_data(loader.dataset, pl_module) is not None:
                 continue

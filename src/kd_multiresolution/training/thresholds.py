@@ -102,7 +102,7 @@ class Thresholds(Callback):
                 module.post_processor.on_validation_epoch_end(trainer, module)
         finally:
             self._with_maps = False
-        self._fitted.update(dict.fromkeys(kinds, mark))
+        self._note(module, kinds, mark)
 
     def complete(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit what a checkpoint needs that is about to be written."""
@@ -120,11 +120,7 @@ class Thresholds(Callback):
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         module = cast("Any", pl_module)
-        mark = self._fitted["image"] = mark_of(module.model)
-        if not module.validates_scores_alone:
-            self._fitted["pixel"] = mark
-        elif self._fitted.get("pixel") != mark and isinstance(module.post_processor, UnclampedPostProcessor):
-            module.post_processor.forget_pixels()
+        self._note(module, KINDS[:1] if module.validates_scores_alone else KINDS, mark_of(module.model))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do as :meth:`on_train_epoch_end`: checkpoints are written after one or the other."""
@@ -170,6 +166,11 @@ class Thresholds(Callback):
             checkpoint["state_dict"] = module.state_dict()
             trainer.strategy.checkpoint_io.save_checkpoint(checkpoint, path)
         module.load_state_dict(present, strict=False)
+
+    def _note(self, module: Any, kinds: tuple[str, ...], mark: float) -> None:
+        self._fitted.update(dict.fromkeys(kinds, mark))
+        if self._fitted.get("pixel") != mark and isinstance(module.post_processor, UnclampedPostProcessor):
+            module.post_processor.forget_pixels()
 
     def _is_superseded(self, trainer: Trainer) -> bool:
         """Whether the checkpoint that is being written is to be overwritten by that of the next epoch."""
