@@ -219,7 +219,7 @@ OWN: list[tuple[type, str, Any, type[Exception], str]] = [
     (HeadCT, "augment", "no", TypeError, ": expected bool, not str"),
     (TextureDefects, "category", "sand", ValueError, ": expected one of brick, grass, gravel"),
     (TextureDefects, "category", 3, TypeError, ": expected str, not int"),
-    (TextureDefects, "test_split_ratio", 2.0, ValueError, ": expected a part of the images"),
+    (TextureDefects, "val_split_ratio", 2.0, ValueError, ": expected a part of the images"),
 ]
 MODULES = (OneClassFolder, OneClassCIFAR10, BrainMRI, HeadCT, RetinalOCT, TextureDefects)
 

@@ -160,6 +160,7 @@ class PluginModule(Base):
     def _post_training_quantization_ov(model: Any, datamodule: AnomalibDataModule | None = None) -> Any:
         """Quantise the source alone: with the cloner and the maps in INT8 as well, neither score nor map is left."""
         if datamodule is None:
-            msg = "compression_type=INT8_PTQ: needs a data module, whose training images calibrate it."
+            # anomalib's words, and what for.
+            msg = "Datamodule must be provided for OpenVINO INT8_PTQ compression: its training images calibrate it."
             raise ValueError(msg)
         return quantize_source(model, datamodule)

@@ -24,6 +24,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import Compose, Normalize, Transform
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
+from kd_multiresolution.plugin.image_files import ImageFileCheck
 from kd_multiresolution.results.raw_metrics import Predictions, check_both_kinds, raw_metrics
 from kd_multiresolution.training.convergence import ConvergenceStopping
 from kd_multiresolution.training.evaluation_mode import evaluation_mode
@@ -87,12 +88,13 @@ class EvaluationAfterConvergence(ConvergenceStopping):
         return {"": pl_module.model}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that there is something to evaluate on, before hours of training."""
+        """Check that there is something to evaluate on, and that it can be read aright, before hours of training."""
         del pl_module
         datamodule = getattr(trainer, "datamodule", None)
         if not isinstance(datamodule, AnomalibDataModule):
             msg = f"{type(self).__name__} evaluates on the test set of anomalib's data modules: give fit a datamodule."
             raise ValueError(msg)
+        ImageFileCheck().check_dataset(datamodule.test_data)
         check_both_kinds(int(datamodule.test_data.samples["label_index"].sum()), len(datamodule.test_data), "images")
 
     def on_epoch_loss(self, trainer: Trainer) -> None:
