@@ -244,7 +244,7 @@ def test_what_does_not_decide_shapes_may_differ(
     )  # fmt: skip
     engine(tmp_path).test(network, datamodule=data(pictures), ckpt_path=checkpoints["KdMultiresolution"])
     assert "image_size=[64, 64]: not heeded, images are prepared as in the checkpoint's training" in caplog.text
-    assert network.pre_processor.transform.transforms[0].size == [SETTINGS["image_size"]] * 2
+    assert network.pre_processor.transform.size == [SETTINGS["image_size"]] * 2
     fitted, given = "score_points=['pool3', 'pool4', 'pool5'], anomaly_map='gradient'", "['pool5'], anomaly_map='disc"
     assert re.search(f"were fitted with {re.escape(fitted)}, the model has .*{re.escape(given)}", caplog.text)
     assert KdMultiresolution.load_from_checkpoint(changed(None)), "of a version that wrote no entry"
