@@ -170,6 +170,18 @@ def test_neither_model_has_arguments_of_the_other(model_class: type[AnomalibModu
         model_class("light_vgg", pretrained=False, **{name: value})
 
 
+@pytest.mark.parametrize("form", ["Python", "command line"])
+def test_the_papers_variant_is_taken_with_one_sentence(form: str, caplog: pytest.LogCaptureFixture) -> None:
+    if form == "Python":
+        model = KdMultiresolution("light_vgg", pretrained=False, variant="paper")
+    else:
+        options = ["--model.source=light_vgg", "--model.pretrained=false", "--model.variant=paper"]
+        model = AnomalibCLI(args=["fit", "--model=kd_multiresolution", *options], run=False).model
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("kd_multiresolution")]
+    assert said == ["variant='paper' is no argument any more: use the model KdMultiresolution."]
+    assert model.hparams == KdMultiresolution("light_vgg", pretrained=False).hparams
+
+
 def test_scores_alone_need_no_room_for_a_blur() -> None:
     assert KdMultiresolution("light_vgg", pretrained=False, image_size=32, sigma=50.0, anomaly_map=None)
 
