@@ -24,6 +24,7 @@ from torchmetrics import MaxMetric
 logger = logging.getLogger(__name__)
 
 FALSE_ALARM_RATE = 0.01
+SENSITIVITY = 0.5  # anomalib's default, at which the threshold is the fitted one
 HIGHEST_RATE = 0.5  # from there on the threshold would not lie above the mean normal image
 SMALLEST_SPAN = 1e-30
 PREDICTIONS = {"image": "pred_label", "pixel": "pred_mask"}  # what a threshold of each kind gives
@@ -57,10 +58,16 @@ class UnclampedPostProcessor(PostProcessor):
     The threshold of pixels is fitted to masks. Without masks it is the highest value on normal validation images, so
     that nothing is marked on those.
 
+    With ``enable_normalization=False``, raw scores and maps are held against the thresholds as they were fitted; with
+    anomalib's, against those of normalised ones.
+
     Args:
         enable_threshold_matching: take the threshold of images for pixels where those have none, and the other way
             round, as anomalib does. Here score and map are different quantities, so by default it is off.
         **kwargs: as anomalib's.
+
+    Raises:
+        ValueError: if a sensitivity, which moves the threshold of normalised scores, is given for raw ones.
     """
 
     remedy: ClassVar = "train the model with validation images, or validate it (anomalib validate, Engine.validate)"
@@ -69,6 +76,13 @@ class UnclampedPostProcessor(PostProcessor):
         super().__init__(enable_threshold_matching=enable_threshold_matching, **kwargs)
         self._normal_peak = MaxMetric()
         self._known = dict.fromkeys(PREDICTIONS, True)
+        sensitivities = (self.image_sensitivity, self.pixel_sensitivity)
+        if not self.enable_normalization and sensitivities != (SENSITIVITY, SENSITIVITY):
+            msg = (
+                f"image_sensitivity={sensitivities[0]!r}, pixel_sensitivity={sensitivities[1]!r}: both move the "
+                "threshold of normalised scores. Leave them out, or leave out enable_normalization=False."
+            )
+            raise ValueError(msg)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
@@ -130,6 +144,16 @@ class UnclampedPostProcessor(PostProcessor):
             self.note_thresholds()
         unknown = {PREDICTIONS[kind]: None for kind, known in self._known.items() if not known}
         return super().forward(predictions)._replace(**unknown)
+
+    @property
+    def normalized_image_threshold(self) -> Tensor:
+        """Return the threshold of the scores that are given: raw ones if they are not to be normalised."""
+        return super().normalized_image_threshold if self.enable_normalization else self.image_threshold
+
+    @property
+    def normalized_pixel_threshold(self) -> Tensor:
+        """Return the threshold of the maps that are given."""
+        return super().normalized_pixel_threshold if self.enable_normalization else self.pixel_threshold
 
     @staticmethod
     def _normalize(preds: Tensor | None, norm_min: Tensor, norm_max: Tensor, threshold: Tensor) -> Tensor | None:
