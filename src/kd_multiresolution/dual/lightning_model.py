@@ -38,7 +38,7 @@ from kd_multiresolution.plugin.post_processor import FALSE_ALARM_RATE, FalseAlar
 from kd_multiresolution.plugin.pre_processor import check_unconfigured, resizing, sides
 from kd_multiresolution.plugin.registration import register_models
 from kd_multiresolution.results.report import Report
-from kd_multiresolution.results.visualizer import check_drawable
+from kd_multiresolution.results.visualizer import FrameVisualizer, check_drawable
 from kd_multiresolution.training.batches import paths_of, sum_over_processes, training_batches, training_paths
 from kd_multiresolution.training.cache import TrainingCache
 from kd_multiresolution.training.epochs import EpochSeeds, limit_epochs
@@ -172,6 +172,11 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
     def configure_post_processor(self) -> PostProcessor:
         """Return a post-processor that does not clamp scores, with a threshold from normal images."""
         return FalseAlarmPostProcessor(self.false_alarm_rate)
+
+    @classmethod
+    def configure_visualizer(cls) -> FrameVisualizer:
+        """Return anomalib's pictures, of what the model saw."""
+        return FrameVisualizer()
 
     def configure_callbacks(self) -> list[Callback]:
         """Return anomalib's components, and what training consists of besides its steps."""

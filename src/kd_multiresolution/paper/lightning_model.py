@@ -31,7 +31,7 @@ from kd_multiresolution.plugin.post_processor import UnclampedPostProcessor
 from kd_multiresolution.plugin.pre_processor import check_unconfigured, resizing, sides
 from kd_multiresolution.plugin.registration import register_models
 from kd_multiresolution.results.report import Report
-from kd_multiresolution.results.visualizer import check_drawable
+from kd_multiresolution.results.visualizer import FrameVisualizer, check_drawable
 from kd_multiresolution.training.batches import sum_over_processes, training_batches
 from kd_multiresolution.training.cache import TrainingCache
 from kd_multiresolution.training.convergence import ConvergenceStopping
@@ -196,6 +196,11 @@ class KdMultiresolution(PluginModule, AnomalibModule):
     def configure_post_processor(self) -> PostProcessor:
         """Return a post-processor that does not clamp scores."""
         return UnclampedPostProcessor()
+
+    @classmethod
+    def configure_visualizer(cls) -> FrameVisualizer:
+        """Return anomalib's pictures, of what the model saw."""
+        return FrameVisualizer()
 
     def configure_callbacks(self) -> list[Callback]:
         """Return anomalib's components, and the stop at convergence unless ``epochs`` or the user's own one rules."""

@@ -21,7 +21,6 @@ from kd_multiresolution.plugin.finite import NonFiniteError
 from kd_multiresolution.plugin.image_files import ImageFileCheck
 from kd_multiresolution.plugin.post_processor import RankEvaluator, UnclampedPostProcessor
 from kd_multiresolution.plugin.quantization import quantize_source
-from kd_multiresolution.results.visualizer import FrameVisualizer
 from kd_multiresolution.source.weights import weights_follow
 
 if TYPE_CHECKING:
@@ -55,11 +54,6 @@ class PluginModule(Base):
             # Without a post-processor there are no labels: F1 is left out then, and the other figures still come.
             metric.strict = False
         return RankEvaluator(test_metrics=metrics)
-
-    @classmethod
-    def configure_visualizer(cls) -> FrameVisualizer:
-        """Return anomalib's pictures, of what the model saw."""
-        return FrameVisualizer()
 
     def configure_callbacks(self) -> list[Callback]:
         """Return anomalib's components, and the check of image files."""
