@@ -41,7 +41,7 @@ POST_PROCESSORS: dict[str, tuple[Callable[..., PostProcessor], str]] = {
     "anomalib's": (PostProcessor, "normalised"),
     "anomalib's, sensitive": (lambda: PostProcessor(image_sensitivity=0.9, pixel_sensitivity=0.8), "normalised"),
     "anomalib's, raw": (lambda: PostProcessor(enable_normalization=False), "raw"),
-    "MEBin": (MEBinPostProcessor, "normalised"),
+    "MEBin": (lambda: MEBinPostProcessor(sample_rate=32, min_interval_len=1), "normalised"),
 }
 
 

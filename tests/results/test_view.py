@@ -135,6 +135,7 @@ def test_another_normalisation_is_undone_as_far_as_can_be_told() -> None:
     seen = ModelView().seen(image)
     assert (float(seen.min()), float(seen.max())) == (0, 1)
     assert ModelView().seen(torch.full((3, 4, 4), 0.25)).unique().tolist() == [0.25]
+    assert ModelView().seen(torch.full((3, 4, 4), -2.0)).unique().tolist() == [0]
 
 
 def test_looking_at_a_file_draws_no_random_numbers(tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ class ModelView:
     at its size and in its proportions, and the log says so. What is partly padding is shown so, too.
 
     Args:
-        transforms: what an image goes through, in that order; other than torchvision's ``Normalize`` they must keep the
-            values of the pixels.
+        transforms: what an image goes through, in that order. Pictures do without torchvision's ``Normalize``; what
+            else changes the values of pixels changes coordinates as well, so that they say nothing.
     """
 
     def __init__(self, transforms: Iterable[Any] = ()) -> None:
@@ -76,7 +76,7 @@ class ModelView:
             image = image * deviation + mean
         low, high = image.min(), image.max()
         if low < -TOLERANCE or high > 1 + TOLERANCE:  # another normalisation, which is not known
-            image = (image - low) / (high - low)
+            image = (image - low) / (high - low).clamp_min(torch.finfo(image.dtype).tiny)
         return image.clamp(0, 1)
 
     def picture(self, image: Tensor, path: str | None, size: tuple[int, int]) -> Image.Image:
