@@ -28,7 +28,7 @@ from kd_multiresolution.dual.cycle import (
     one_cycle,
     warn_of_unfinished,
 )
-from kd_multiresolution.dual.held_out import HeldOutImages
+from kd_multiresolution.dual.held_out import CalibratedEvaluation, HeldOutImages
 from kd_multiresolution.dual.loss import cloner_losses
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from kd_multiresolution.plugin.arguments import arguments_of, check_choice, check_positive, check_seed, check_types
@@ -181,6 +181,7 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
     def configure_callbacks(self) -> list[Callback]:
         """Return anomalib's components, and what training consists of besides its steps."""
         callbacks = [*super().configure_callbacks(), self.epoch_seeds, self.training_cache, FiniteLoss()]
+        callbacks.append(CalibratedEvaluation())
         if self.visualizer is not None:
             callbacks.append(Report())
         return callbacks
@@ -200,12 +201,8 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
             training_paths(self.trainer),
             self._training_features(),
             self._sum_over_processes,
-            resumed=self.epoch_seeds.first_epoch > 0,
+            resumed=self.epoch_seeds.is_resumed,
             precision=self.trainer.precision_plugin.train_step_context,
-        )
-        # Whoever looks at the model on the way of a training sees it calibrated.
-        self._before_evaluation = self.model.register_forward_pre_hook(
-            lambda model, _: None if model.training else self.calibrate()
         )
 
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> Tensor:
@@ -242,7 +239,6 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
     def on_train_end(self) -> None:
         """Set what is normal, let the held-out images go, and say if the rate has not fallen."""
         self.calibrate()
-        self._before_evaluation.remove()
         self.held_out.end()
         warn_of_unfinished(self.lr_schedulers())
 

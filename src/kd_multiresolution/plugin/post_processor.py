@@ -89,7 +89,7 @@ class UnclampedPostProcessor(PostProcessor):
     ) -> None:
         """Update the statistics, and the highest value on normal images without masks."""
         super().on_validation_batch_end(trainer, pl_module, outputs, *args, **kwargs)
-        if outputs.anomaly_map is not None and outputs.gt_mask is None:
+        if outputs.anomaly_map is not None and outputs.gt_mask is None and outputs.gt_label is not None:
             normal = outputs.anomaly_map[~outputs.gt_label.bool()]
             if len(normal):
                 self._normal_peak.update(normal)

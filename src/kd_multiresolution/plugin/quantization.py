@@ -21,7 +21,7 @@ def quantize_source(model: Any, datamodule: AnomalibDataModule) -> Any:
     """Return an OpenVINO model whose source computes its convolutions in INT8.
 
     Args:
-        model: an ``openvino.Model``, as it was exported from :class:`kd_multiresolution.KdMultiresolution`.
+        model: an ``openvino.Model``, as it was exported from a model of ours.
         datamodule: its training images calibrate the ranges; no validation or test image takes part.
 
     Raises:

@@ -36,7 +36,12 @@ class ScoredImages:
     nearest: list[JudgedImage] = field(default_factory=list)
 
     def add(self, batch: ImageBatch, run: JudgedRun) -> None:
-        """Add the predictions of a batch, and keep those of its pictures that may come onto the page."""
+        """Add the predictions of a batch, and keep those of its pictures that may come onto the page.
+
+        Images of which nobody says whether they are defective are left out.
+        """
+        if batch.gt_label is None:
+            return
         scores = cast("Tensor", batch.pred_score).detach().float().flatten().tolist()
         truths = cast("Tensor", batch.gt_label).bool().flatten().tolist()
         given = batch.pred_label if run.scores.decides else None

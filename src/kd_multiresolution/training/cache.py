@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kd_multiresolution.training.allocator import hold_freed_memory, release_freed_memory
+from kd_multiresolution.training.batches import batches_in_order
 from kd_multiresolution.training.feature_cache import FeatureCache, changing_part, check_cache_arguments
 from kd_multiresolution.training.feature_stores import GIB
 from kd_multiresolution.training.image_memory import RememberedImages, remembering_loader
@@ -73,7 +75,7 @@ class TrainingCache(Callback):
 
         That is before anything, such as a schedule of the learning rate, asks for the trainer's loader.
         """
-        datamodule = getattr(trainer, "datamodule", None)
+        datamodule = trainer.fit_loop._data_source.instance  # trainer.datamodule may be that of an earlier run
         if stage != "fit" or self.dtype is None or not isinstance(datamodule, AnomalibDataModule):
             return
         progress = trainer.progress_bar_callback is not None and trainer.is_global_zero
@@ -94,12 +96,16 @@ class TrainingCache(Callback):
             hold_freed_memory()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make an empty cache of features, if images stay the same."""
+        """Compute the features of all images, if those stay the same.
+
+        Their last digits depend on which images a network sees together. In the order of the data set a resumed
+        training computes them as the first one did.
+        """
         if trainer.enable_validation:
             trainer.fit_loop.epoch_loop.val_loop.setup_data()  # asks for the loader, as it would later
         self._give_back()
         dataset = getattr(trainer.train_dataloader, "dataset", None)
-        if self.dtype is None:
+        if self.dtype is None or cast("Any", trainer).fast_dev_run:
             return
         if changing := _changing_data(dataset, pl_module):
             logger.info("Images are read and the source's features computed in every epoch, because of %s.", changing)
@@ -107,6 +113,10 @@ class TrainingCache(Callback):
         source, count = cast("Any", pl_module).model.source, len(cast("AnomalibDataset", dataset))
         memory = self.memory - _gib_of_images(dataset)
         self.features = FeatureCache(source, count, memory=memory, folder=self.folder, dtype=self.dtype)
+        # The global random generator decides the order of the images; a look ahead must not change it.
+        with torch.random.fork_rng(), trainer.precision_plugin.train_step_context():
+            for batch in batches_in_order(trainer, pl_module):
+                self.features.features(batch.image_path, cast("Any", pl_module).model.checked_images(batch.image))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make an empty cache of features of the validation images, if they stay the same."""
@@ -123,6 +133,12 @@ class TrainingCache(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Free everything, and leave the data module as it was."""
         del exception
+        self._give_back()
+        self.on_train_end(trainer, pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Do so as well where there was nothing left to train."""
+        del stage
         self._give_back()
         self.on_train_end(trainer, pl_module)
 

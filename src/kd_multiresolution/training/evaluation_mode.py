@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -10,15 +11,16 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 
-def mark_of(model: nn.Module) -> float:
-    """Return a number that changes whenever the weights of a model do, by a step or by anybody else.
+def mark_of(model: nn.Module) -> bytes:
+    """Return what tells a model's weights from any others; the frozen source's, which never change, are left out.
 
-    Statistics of batch norm count as well; an average of weights, put in place at the end of a training, changes it.
+    Statistics of batch norm count as well, and weights that were put in place by somebody else than a step.
     """
-    tensors = [
-        tensor for tensor in model.state_dict().values() if torch.is_tensor(tensor) and tensor.is_floating_point()
-    ]
-    return float(torch.nn.utils.get_total_norm(tensors))
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        if torch.is_tensor(tensor) and not name.startswith("source."):
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.digest()
 
 
 @contextmanager

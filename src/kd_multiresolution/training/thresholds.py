@@ -61,7 +61,7 @@ class Thresholds(Callback):
     """
 
     def __init__(self) -> None:
-        self._fitted: dict[str, float] = {}  # the mark of the weights that each threshold was fitted to
+        self._fitted: dict[str, bytes] = {}  # the mark of the weights that each threshold was fitted to
         self._with_maps = False  # while it is fitting
         self._epoch_ends = False
         self._lacks_pixels = False  # the last checkpoint
@@ -153,7 +153,7 @@ class Thresholds(Callback):
 
     def _complete_files(self, trainer: Trainer, pl_module: LightningModule) -> None:
         paths = [getattr(callback, "best_model_path", "") for callback in trainer.checkpoint_callbacks]
-        if not self._lacks_pixels or trainer.world_size > 1:
+        if not self._lacks_pixels:
             return
         self._lacks_pixels = False
         module = cast("Any", pl_module)
@@ -167,7 +167,7 @@ class Thresholds(Callback):
             trainer.strategy.checkpoint_io.save_checkpoint(checkpoint, path)
         module.load_state_dict(present, strict=False)
 
-    def _note(self, module: Any, kinds: tuple[str, ...], mark: float) -> None:
+    def _note(self, module: Any, kinds: tuple[str, ...], mark: bytes) -> None:
         self._fitted.update(dict.fromkeys(kinds, mark))
         if self._fitted.get("pixel") != mark and isinstance(module.post_processor, UnclampedPostProcessor):
             module.post_processor.forget_pixels()
@@ -182,7 +182,8 @@ class Thresholds(Callback):
             and not callback.save_last
             for callback in callbacks
         )
-        return bool(callbacks) and self._epoch_ends and rolling and not _ends(trainer)
+        # Of several processes none could complete it afterwards.
+        return trainer.world_size == 1 and bool(callbacks) and self._epoch_ends and rolling and not _ends(trainer)
 
 
 def _ends(trainer: Trainer) -> bool:
