@@ -43,7 +43,7 @@ class ScoredImages:
         if batch.gt_label is None:
             return
         scores = cast("Tensor", batch.pred_score).detach().float().flatten().tolist()
-        truths = cast("Tensor", batch.gt_label).bool().flatten().tolist()
+        truths = batch.gt_label.bool().flatten().tolist()
         given = batch.pred_label if run.scores.decides else None
         labels = [] if given is None else given.bool().flatten().tolist()
         highest = _first(range(len(scores)), PICTURES, lambda i: -scores[i])
