@@ -47,8 +47,19 @@ def load(file: Path) -> tuple[Model, Size]:
 
 
 def read(file: Path) -> Array:
-    """Return an image as the model takes it, (1, 3, H, W) in [0, 1]."""
+    """Return an image as the model takes it, (1, 3, H, W) in [0, 1].
+
+    Raises:
+        ValueError: if the file does not hold one picture of eight bits per channel. Pillow would make one of it.
+    """
     with Image.open(file) as image:
+        bits = max(getattr(image, "tag_v2", {}).get(258, (8,)))  # of a TIFF; of a PNG the decoder is told
+        deep = bits > 8 or image.mode.startswith(("I", "F")) or (image.format == "PNG" and ";16" in str(image.tile))
+        # Behind a phone's JPEG stands a preview: MPO.
+        several = getattr(image, "is_animated", False) and image.format != "MPO"
+        if deep or several or image.format not in {"BMP", "JPEG", "MPO", "PNG", "TIFF", "WEBP"}:
+            msg = "expected one picture of eight bits per channel, as BMP, JPEG, PNG, TIFF or WebP"
+            raise ValueError(msg)
         pixels = np.asarray(image.convert("RGB"), np.float32) / 255
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
 
@@ -67,7 +78,10 @@ if __name__ == "__main__":
     model, size = load(arguments.model)
     arguments.output.mkdir(parents=True, exist_ok=True)
     for file in arguments.images:
-        image = read(file)
+        try:
+            image = read(file)
+        except ValueError as error:
+            parser.error(f"{file}: {error}.")
         if size not in {None, image.shape[2:]}:
             height, width = image.shape[2:]
             parser.error(

@@ -25,7 +25,7 @@ from lightning.pytorch import Callback
 from PIL import Image
 
 import reproduce
-from kd_multiresolution import KdMultiresolution
+from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
 from kd_multiresolution.data.texture_defects import ensure_written
 from kd_multiresolution.training.feature_cache import FileStore
 from tests.data.generated import write_image
@@ -33,6 +33,7 @@ from tests.data.generated import write_image
 IMAGES = 8
 BATCHES = 2  # per epoch
 EPOCHS = 4  # a checkpoint after every second one
+MODELS = {"paper": KdMultiresolution, "dual": KdMultiresolutionDual}
 SMALL_DISK = 100_000  # bytes per file: too few for a checkpoint
 
 
@@ -41,11 +42,11 @@ def write_pictures(folder: Path, count: int) -> None:
         write_image(folder / f"{i}.png", i, "RGB", (32, 32))
 
 
-def train(root: Path, variant: str, out: Path, *callbacks: Callback, checkpoint: Path | None = None) -> Any:
+def train(root: Path, model_name: str, out: Path, *callbacks: Callback, checkpoint: Path | None = None) -> Any:
     """Train on the pictures below ``root``, with the features in a file below ``out``."""
     (out / "cache").mkdir(parents=True, exist_ok=True)
-    model = KdMultiresolution(
-        "light_vgg", variant=variant, image_size=32, epochs=EPOCHS, visualizer=False, evaluator=False,
+    model = MODELS[model_name](
+        "light_vgg", image_size=32, epochs=EPOCHS, visualizer=False, evaluator=False,
         cache_memory=0, cache_folder=out / "cache",
     )  # fmt: skip
     data = Folder(
@@ -123,7 +124,7 @@ def fail(root: Path, point: str) -> None:
         with interrupted(FileStore, "write", 3):
             train(root, work, out)
     elif moment == "training":
-        with interrupted(KdMultiresolution, "training_step", 3 * BATCHES):
+        with interrupted(MODELS[work], "training_step", 3 * BATCHES):
             train(root, work, out)
     elif moment == "checkpoint":
         with interrupted(opener, "write", 2, instead=write_half):

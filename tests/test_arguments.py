@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 import yaml
 from anomalib.cli.cli import AnomalibCLI
+from anomalib.models import AnomalibModule
 
-from kd_multiresolution import KdMultiresolution, KdMultiresolutionModel
-from kd_multiresolution.plugin.arguments import check_types
+from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual, KdMultiresolutionModel
 from kd_multiresolution.data import BrainMRI, HeadCT, OneClassCIFAR10, OneClassFolder, RetinalOCT, TextureDefects
-from kd_multiresolution.dual.torch_model import DualModel
+from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
+from kd_multiresolution.plugin.arguments import check_types
 
 NAN, INF = float("nan"), float("inf")
 WRONG_TYPE = r"={value}: expected .*, not {type}\."
@@ -23,7 +25,6 @@ WRONG_TYPE = r"={value}: expected .*, not {type}\."
 # By argument: values of another type, and values out of range with what the message must say.
 BOTH: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {
     "source": ([None, 3], [("", "not a model of timm"), ("no_such", "light_vgg")]),
-    "variant": ([None, 1, ["paper"]], [("Paper", "paper, dual")]),
     "pretrained": (["yes", None, 1], []),
     "source_weights": ([3, True], [("nowhere.pth", "no such file")]),
     "critical_points": (
@@ -69,6 +70,11 @@ PAPER: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {
     "explicit_backward": (["no"], []),
     "chunk_size": (["x", None, 1.5], [(0, "1 or more"), (-1, "1 or more")]),
     "percentile_scale": (["no", 1], []),
+    # No argument any more, but the error says which model is meant.
+    "variant": (
+        [1, ["paper"]],
+        [("Paper", "use the model KdMultiresolution or KdMultiresolutionDual"), ("dual", "KdMultiresolutionDual")],
+    ),
 }
 DUAL: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {
     "critical_points": ([], [(["pool3"], "expected two")]),
@@ -76,56 +82,111 @@ DUAL: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {
     "image_score": ([None, 1], [("x", "auto, defects, whole")]),
     "false_alarm_rate": (["x", None], [(v, "above 0 and below 0.5") for v in (0, 0.5, 1, -1, NAN, INF)]),
 }
-Row = tuple[str, str, Any, type[Exception], str]
+Row = tuple[str, Any, type[Exception], str]
 
 
-def rows(variant: str, tables: Sequence[dict[str, tuple[list[Any], list[tuple[Any, str]]]]]) -> list[Row]:
+def rows(tables: Sequence[dict[str, tuple[list[Any], list[tuple[Any, str]]]]]) -> list[Row]:
     made: list[Row] = []
     for table in tables:
         for name, (of_another_type, out_of_range) in table.items():
             for value in of_another_type:
                 message = WRONG_TYPE.format(value=re.escape(repr(value)), type=type(value).__name__)
-                made.append((variant, name, value, TypeError, message))
-            made += [(variant, name, value, ValueError, f".*{re.escape(said)}") for value, said in out_of_range]
+                made.append((name, value, TypeError, message))
+            made += [(name, value, ValueError, f".*{re.escape(said)}") for value, said in out_of_range]
     return made
 
 
 @pytest.mark.parametrize(
-    ("variant", "name", "value", "kind", "message"), [*rows("paper", (BOTH, PAPER)), *rows("dual", (BOTH, DUAL))]
+    ("model_class", "name", "value", "kind", "message"),
+    [
+        *((KdMultiresolution, *row) for row in rows((BOTH, PAPER))),
+        *((KdMultiresolutionDual, *row) for row in rows((BOTH, DUAL))),
+    ],
 )
-def test_the_model_refuses(variant: str, name: str, value: Any, kind: type[Exception], message: str) -> None:
-    arguments = {"source": "light_vgg", "pretrained": False, "variant": variant, "image_size": 64, name: value}
+def test_the_model_refuses(
+    model_class: type[AnomalibModule], name: str, value: Any, kind: type[Exception], message: str
+) -> None:
+    arguments = {"source": "light_vgg", "pretrained": False, "image_size": 64, name: value}
     if name == "pre_processor":
         del arguments["image_size"]
     with pytest.raises(kind, match=name + message):
-        KdMultiresolution(**arguments)
+        model_class(**arguments)
+
+
+@pytest.mark.parametrize("model_class", [KdMultiresolution, KdMultiresolutionDual])
+def test_every_argument_is_refused_somehow(model_class: type[AnomalibModule]) -> None:
+    tables = {KdMultiresolution: (BOTH, PAPER), KdMultiresolutionDual: (BOTH, DUAL)}[model_class]
+    assert {name for table in tables for name in table} == {*inspect.signature(model_class).parameters}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("model_class", "arguments", "message"),
     [
-        ({"sigma": 17.0, "image_size": 64}, r"sigma=17.0: the blur needs images of at least 68 pixels, not \(64, 64\)"),
-        ({"sigma": 20, "image_size": (128, 64)}, "sigma=20: .* at least 80 pixels, .*smaller sigma"),
-        ({"sigma": 17.0, "image_size": 64, "variant": "dual"}, "sigma=17.0: .* at least 68 pixels"),
-        ({"image_size": (16, 64), "variant": "dual"}, r"image_size=\(16, 64\): variant='dual' .* at least 32 pixels"),
-        ({"image_size": 0, "variant": "dual"}, r"image_size=\(0, 0\): .* for example \(32, 32\)"),
-        ({"critical_points": ["pool3"], "score_points": ["pool4"]}, r"score_points=.*critical_points, pool3"),
-        ({"variant": "dual", "terms": "value"}, "terms='value': variant='dual' has no such argument"),
-        ({"image_score": "whole"}, "image_score='whole': variant='paper' has no such argument"),
-        ({"false_alarm_rate": 0.1}, "false_alarm_rate=0.1: variant='paper' has no such argument"),
-        ({"image_size": 64, "pre_processor": False}, "image_size=64.*Leave them out"),
+        (
+            KdMultiresolution,
+            {"sigma": 17.0, "image_size": 64},
+            r"sigma=17.0: the blur needs images of at least 68 pixels, not \(64, 64\)",
+        ),
+        (
+            KdMultiresolution,
+            {"sigma": 20, "image_size": (128, 64)},
+            "sigma=20: .* at least 80 pixels, .*smaller sigma",
+        ),
+        (KdMultiresolutionDual, {"sigma": 17.0, "image_size": 64}, "sigma=17.0: .* at least 68 pixels"),
+        (
+            KdMultiresolutionDual,
+            {"image_size": (16, 64)},
+            r"image_size=\(16, 64\): KdMultiresolutionDual .* at least 32 pixels",
+        ),
+        (KdMultiresolutionDual, {"image_size": 0}, r"image_size=\(0, 0\): .* for example \(32, 32\)"),
+        (
+            KdMultiresolution,
+            {"critical_points": ["pool3"], "score_points": ["pool4"]},
+            r"score_points=.*critical_points, pool3",
+        ),
+        (KdMultiresolution, {"image_size": 64, "pre_processor": False}, "image_size=64.*Leave them out"),
+        (KdMultiresolutionDual, {"image_size": 64, "pre_processor": False}, "image_size=64.*Leave them out"),
     ],
 )
-def test_the_model_refuses_combinations(arguments: dict[str, Any], message: str) -> None:
+def test_the_model_refuses_combinations(
+    model_class: type[AnomalibModule], arguments: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
-        KdMultiresolution(**{"source": "light_vgg", "pretrained": False, **arguments})
+        model_class(**{"source": "light_vgg", "pretrained": False, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("model_class", "name", "value"),
+    [
+        (KdMultiresolutionDual, "terms", "value"),
+        (KdMultiresolutionDual, "variant", "dual"),
+        (KdMultiresolutionDual, "variant", "paper"),
+        (KdMultiresolution, "image_score", "whole"),
+        (KdMultiresolution, "false_alarm_rate", 0.1),
+    ],
+)
+def test_neither_model_has_arguments_of_the_other(model_class: type[AnomalibModule], name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+        model_class("light_vgg", pretrained=False, **{name: value})
+
+
+@pytest.mark.parametrize("form", ["Python", "command line"])
+def test_the_papers_variant_is_taken_with_one_sentence(form: str, caplog: pytest.LogCaptureFixture) -> None:
+    if form == "Python":
+        model = KdMultiresolution("light_vgg", pretrained=False, variant="paper")
+    else:
+        options = ["--model.source=light_vgg", "--model.pretrained=false", "--model.variant=paper"]
+        model = AnomalibCLI(args=["fit", "--model=kd_multiresolution", *options], run=False).model
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("kd_multiresolution")]
+    assert said == ["variant='paper' is no argument any more: use the model KdMultiresolution."]
+    assert model.hparams == KdMultiresolution("light_vgg", pretrained=False).hparams
 
 
 def test_scores_alone_need_no_room_for_a_blur() -> None:
     assert KdMultiresolution("light_vgg", pretrained=False, image_size=32, sigma=50.0, anomaly_map=None)
 
 
-@pytest.mark.parametrize("model", [KdMultiresolutionModel, DualModel])
+@pytest.mark.parametrize("model", [KdMultiresolutionModel, KdMultiresolutionDualModel])
 def test_the_torch_models_check_types_themselves(model: type) -> None:
     with pytest.raises(TypeError, match="sigma='4': expected float, not str"):
         model("light_vgg", sigma="4")
@@ -138,7 +199,7 @@ def test_what_fits_is_taken(value: Any) -> None:
 
 
 COMMON: list[Row] = [
-    ("", name, value, kind, message)
+    (name, value, kind, message)
     for name, values, kind, message in (
         ("train_batch_size", (0, -1), ValueError, ": expected 1 or more"),
         ("eval_batch_size", (0, -1), ValueError, ": expected 1 or more"),
@@ -170,14 +231,14 @@ OWN: list[tuple[type, str, Any, type[Exception], str]] = [
     (HeadCT, "augment", "no", TypeError, ": expected bool, not str"),
     (TextureDefects, "category", "sand", ValueError, ": expected one of brick, grass, gravel"),
     (TextureDefects, "category", 3, TypeError, ": expected str, not int"),
-    (TextureDefects, "test_split_ratio", 2.0, ValueError, ": expected a part of the images"),
+    (TextureDefects, "val_split_ratio", 2.0, ValueError, ": expected a part of the images"),
 ]
 MODULES = (OneClassFolder, OneClassCIFAR10, BrainMRI, HeadCT, RetinalOCT, TextureDefects)
 
 
 @pytest.mark.parametrize(
     ("module", "name", "value", "kind", "message"),
-    [*OWN, *((module, *row[1:]) for module in MODULES for row in COMMON)],
+    [*OWN, *((module, *row) for module in MODULES for row in COMMON)],
 )
 def test_a_data_module_refuses(module: type, name: str, value: Any, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=rf"^{name}=.*{message.replace('|', '[|]')}"):
@@ -186,29 +247,37 @@ def test_a_data_module_refuses(module: type, name: str, value: Any, kind: type[E
 
 # Through jsonargparse, which takes strings: types are its part, ranges ours.
 FROM_OUTSIDE = [
-    ("model.value_weight", "0", "value_weight=0.0: expected a number above 0"),
-    ("model.sigma", "-1", "sigma=-1.0: expected a number of pixels"),
-    ("model.sigma", "wide", "sigma"),
-    ("model.image_size", "33", r"image_size=\(33, 33\): .*for example"),
-    ("model.critical_points", "[pool9]", r"critical_points=\['pool9'\]: .*pool1, pool2"),
-    ("model.score_points", "[pool1]", r"score_points=\['pool1'\]: .*critical_points, pool2"),
-    ("model.variant", "triple", "triple"),
-    ("model.no_such_argument", "1", "no_such_argument"),
-    ("data.train_batch_size", "0", "train_batch_size=0: expected 1 or more"),
-    ("data.train_batch_size", "many", "train_batch_size"),
-    ("data.val_split_ratio", "2", "val_split_ratio=2.0: expected a part"),
-    ("data.category", "sand", "category='sand': expected one of brick"),
+    ("KdMultiresolution", "model.value_weight", "0", "value_weight=0.0: expected a number above 0"),
+    ("KdMultiresolution", "model.sigma", "-1", "sigma=-1.0: expected a number of pixels"),
+    ("KdMultiresolution", "model.sigma", "wide", "sigma"),
+    ("KdMultiresolution", "model.image_size", "33", r"image_size=\(33, 33\): .*for example"),
+    ("KdMultiresolution", "model.critical_points", "[pool9]", r"critical_points=\['pool9'\]: .*pool1, pool2"),
+    ("KdMultiresolution", "model.score_points", "[pool1]", r"score_points=\['pool1'\]: .*critical_points, pool2"),
+    ("KdMultiresolution", "model.variant", "triple", "triple"),
+    ("KdMultiresolution", "model.variant", "dual", "variant='dual' .*: use the model KdMultiresolutionDual"),
+    ("KdMultiresolution", "model.no_such_argument", "1", "no_such_argument"),
+    ("KdMultiresolution", "model.false_alarm_rate", "0.1", "false_alarm_rate"),
+    ("KdMultiresolutionDual", "model.false_alarm_rate", "0.7", "false_alarm_rate=0.7: .* below 0.5"),
+    ("KdMultiresolutionDual", "model.image_score", "best", "image_score"),
+    ("KdMultiresolutionDual", "model.critical_points", "[pool3]", r"critical_points=\['pool3'\]: .*expected two"),
+    ("KdMultiresolutionDual", "model.score_points", "[pool4]", "score_points"),
+    ("KdMultiresolutionDual", "model.variant", "dual", "variant"),
+    ("KdMultiresolutionDual", "model.variant", "paper", "variant"),
+    ("KdMultiresolution", "data.train_batch_size", "0", "train_batch_size=0: expected 1 or more"),
+    ("KdMultiresolution", "data.train_batch_size", "many", "train_batch_size"),
+    ("KdMultiresolution", "data.val_split_ratio", "2", "val_split_ratio=2.0: expected a part"),
+    ("KdMultiresolution", "data.category", "sand", "category='sand': expected one of brick"),
 ]
 
 
 @pytest.mark.parametrize("form", ["command line", "yaml"])
-@pytest.mark.parametrize(("key", "value", "message"), FROM_OUTSIDE)
+@pytest.mark.parametrize(("model", "key", "value", "message"), FROM_OUTSIDE)
 def test_anomalibs_command_refuses(
-    form: str, key: str, value: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    form: str, model: str, key: str, value: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     group, name = key.split(".")
     config: dict[str, dict[str, Any]] = {
-        "model": {"class_path": "KdMultiresolution", "init_args": {"source": "light_vgg", "pretrained": False}},
+        "model": {"class_path": model, "init_args": {"source": "light_vgg", "pretrained": False}},
         "data": {"class_path": "TextureDefects", "init_args": {"root": str(tmp_path)}},
     }
     arguments = []

@@ -13,16 +13,18 @@ import pytest
 import torch
 from anomalib.data import Folder
 from anomalib.engine import Engine
+from anomalib.models import AnomalibModule
 from PIL import Image
 from torchvision.transforms.v2 import Lambda
 
-from kd_multiresolution import KdMultiresolution
+from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
 from kd_multiresolution.data import OneClassFolder
 from kd_multiresolution.plugin.finite import NonFiniteError
 
 SIZE = 64
 NAN, INF = float("nan"), float("inf")
 Save = Callable[[Path], None]
+BOTH = (KdMultiresolution, KdMultiresolutionDual)
 
 
 def pixels(height: int = SIZE, width: int = SIZE, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -81,9 +83,9 @@ READ: dict[str, Save] = {
 }
 
 
-def model(variant: str, **arguments: Any) -> KdMultiresolution:
+def model(model_class: type[AnomalibModule] = KdMultiresolution, **arguments: Any) -> AnomalibModule:
     settings = {"source": "light_vgg", "image_size": SIZE, "epochs": 1, "visualizer": False, "evaluator": False}
-    return KdMultiresolution(variant=variant, **{**settings, **arguments})
+    return model_class(**{**settings, **arguments})
 
 
 def engine(folder: Path, **arguments: Any) -> Engine:
@@ -104,7 +106,7 @@ def folder(root: Path, normal: int = 5, **arguments: Any) -> Folder:
 def test_a_file_that_cannot_be_read_aright_is_named(name: str, tmp_path: Path) -> None:
     REFUSED[name](tmp_path / name)
     with pytest.raises((OSError, ValueError, Image.DecompressionBombError), match=f"{tmp_path / name}"):
-        engine(tmp_path).predict(model("paper", anomaly_map=None), data_path=tmp_path / name)
+        engine(tmp_path).predict(model(anomaly_map=None), data_path=tmp_path / name)
 
 
 # One error of each class has to cross the border of a loader's process.
@@ -127,32 +129,32 @@ def test_a_file_cut_off_is_named_wherever_it_lies(where: str, tmp_path: Path) ->
     name = {"good": "4.png", "bad": "0.png", "masks": "0.png"}[where]
     cut(tmp_path / where / name)
     with pytest.raises(OSError, match=f"{tmp_path / where / name}: not a readable image .*Replace the file"):
-        engine(tmp_path / "out").fit(model("paper"), datamodule=data)
+        engine(tmp_path / "out").fit(model(), datamodule=data)
 
 
-@pytest.mark.parametrize("variant", ["paper", "dual"])
-def test_a_deep_training_image_is_refused(variant: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model_class", BOTH)
+def test_a_deep_training_image_is_refused(model_class: type[AnomalibModule], tmp_path: Path) -> None:
     data = folder(tmp_path)
     REFUSED["16bit.png"](tmp_path / "good" / "3.png")
     with pytest.raises(ValueError, match=f"{tmp_path / 'good' / '3.png'}: mode I;16: expected eight bits per channel"):
-        engine(tmp_path / "out").fit(model(variant), datamodule=data)
+        engine(tmp_path / "out").fit(model(model_class), datamodule=data)
 
 
 def test_errors_about_something_else_are_left_alone(tmp_path: Path) -> None:
     data = folder(tmp_path, train_augmentations=Lambda(_full_disk))
     cut(tmp_path / "bad" / "0.png")
     with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device$"):
-        engine(tmp_path / "out").fit(model("paper"), datamodule=data)
+        engine(tmp_path / "out").fit(model(cache=None), datamodule=data)  # reads training images first
 
 
 def _full_disk(image: Any) -> Any:
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("variant", ["paper", "dual"])
-def test_every_other_image_is_read_as_anomalib_reads_it(variant: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model_class", BOTH)
+def test_every_other_image_is_read_as_anomalib_reads_it(model_class: type[AnomalibModule], tmp_path: Path) -> None:
     data = folder(tmp_path / "data")
-    network = model(variant)
+    network = model(model_class)
     engine(tmp_path / "out").fit(network, datamodule=data)
     for name, write in READ.items():
         write(tmp_path / name)
@@ -165,10 +167,10 @@ def test_every_other_image_is_read_as_anomalib_reads_it(variant: str, tmp_path: 
         assert item.anomaly_map.isfinite().all(), name
 
 
-@pytest.mark.parametrize("variant", ["paper", "dual"])
+@pytest.mark.parametrize("model_class", BOTH)
 @pytest.mark.parametrize("value", [NAN, INF, -INF, 1e38])
-def test_an_image_that_is_not_finite_has_no_score(variant: str, value: float) -> None:
-    network = model(variant).eval()
+def test_an_image_that_is_not_finite_has_no_score(model_class: type[AnomalibModule], value: float) -> None:
+    network = model(model_class).eval()
     images = torch.rand(3, 3, SIZE, SIZE)
     images[1, 0, 5, 5] = value
     why = "pixels are not finite" if value != 1e38 else "pixels are finite, so weights or arithmetic are not"
@@ -177,12 +179,12 @@ def test_an_image_that_is_not_finite_has_no_score(variant: str, value: float) ->
     assert network.model(images[[0, 2]]).pred_score.isfinite().all()
 
 
-@pytest.mark.parametrize("variant", ["paper", "dual"])
+@pytest.mark.parametrize("model_class", BOTH)
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
-def test_the_error_names_the_file(variant: str, verb: str, tmp_path: Path) -> None:
+def test_the_error_names_the_file(model_class: type[AnomalibModule], verb: str, tmp_path: Path) -> None:
     data = folder(tmp_path, test_augmentations=Lambda(_nan_if_anomalous), val_augmentations=Lambda(_nan_if_anomalous))
     with pytest.raises(NonFiniteError, match=f"{tmp_path / 'bad' / '0.png'}: its pixels are not finite"):
-        getattr(engine(tmp_path / "out"), verb)(model(variant), datamodule=data)
+        getattr(engine(tmp_path / "out"), verb)(model(model_class), datamodule=data)
 
 
 def _nan_if_anomalous(image: torch.Tensor) -> torch.Tensor:
@@ -197,31 +199,33 @@ def _is(image: torch.Tensor, seed: int) -> bool:
     return torch.allclose(image, torch.from_numpy(pixels(seed=seed)).permute(2, 0, 1) / 255)
 
 
-@pytest.mark.parametrize("variant", ["paper", "dual"])
+@pytest.mark.parametrize("model_class", BOTH)
 @pytest.mark.parametrize("batch_size", [1, 5])
 @pytest.mark.parametrize("sick", range(5))
-def test_a_training_image_that_is_not_finite_is_named(variant: str, batch_size: int, sick: int, tmp_path: Path) -> None:
-    """Whether the dual variant holds it out or not."""
+def test_a_training_image_that_is_not_finite_is_named(
+    model_class: type[AnomalibModule], batch_size: int, sick: int, tmp_path: Path
+) -> None:
+    """Whether the dual model holds it out or not."""
     data = folder(tmp_path, train_augmentations=Lambda(partial(_nan_if, sick)), train_batch_size=batch_size)
     with pytest.raises(ValueError, match=f"{tmp_path / 'good' / f'{sick}.png'}: its pixels are not finite"):
-        engine(tmp_path / "out").fit(model(variant), datamodule=data)
+        engine(tmp_path / "out").fit(model(model_class), datamodule=data)
 
 
 def test_a_training_that_diverges_stops(tmp_path: Path) -> None:
-    # The weights of batch norm are bounded by nothing: they overflow. The dual variant's decay, which bounds all of its
+    # The weights of batch norm are bounded by nothing: they overflow. The dual model's decay, which bounds all of its
     # weights, refuses such a rate.
     data = folder(tmp_path, train_batch_size=1)
     with pytest.raises(
         ValueError, match=r"training loss is (nan|inf) after epoch \d+. learning_rate=1e\+30 may be too"
     ):
-        engine(tmp_path / "out").fit(model("paper", learning_rate=1e30, epochs=9), datamodule=data)
+        engine(tmp_path / "out").fit(model(learning_rate=1e30, epochs=9), datamodule=data)
 
 
-@pytest.mark.parametrize("variant", ["paper", "dual"])
-def test_one_training_image(variant: str, tmp_path: Path) -> None:
-    data, runner, network = folder(tmp_path, normal=1), engine(tmp_path / "out"), model(variant)
-    if variant == "dual":
-        with pytest.raises(ValueError, match=r"1 training images: variant='dual'.*Give it 4 or more"):
+@pytest.mark.parametrize("model_class", BOTH)
+def test_one_training_image(model_class: type[AnomalibModule], tmp_path: Path) -> None:
+    data, runner, network = folder(tmp_path, normal=1), engine(tmp_path / "out"), model(model_class)
+    if model_class is KdMultiresolutionDual:
+        with pytest.raises(ValueError, match=r"1 training images: KdMultiresolutionDual.*Give it 4 or more"):
             runner.fit(network, datamodule=data)
         return
     runner.fit(network, datamodule=data)
@@ -234,4 +238,4 @@ def test_no_training_image(tmp_path: Path) -> None:
     data = folder(tmp_path, normal=0)
     (tmp_path / "good").mkdir()
     with pytest.raises(RuntimeError, match=f"Found 0 .*{tmp_path / 'good'}"):
-        engine(tmp_path / "out").fit(model("paper"), datamodule=data)
+        engine(tmp_path / "out").fit(model(), datamodule=data)

@@ -18,13 +18,13 @@ import sys
 import torch
 from anomalib.data import Folder
 from anomalib.engine import Engine
-from kd_multiresolution import KdMultiresolution
+import kd_multiresolution
 
-root, output, variant, devices, batch = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
+root, output, name, devices, batch = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 torch.set_num_threads(1)
 # Batch norm would see half of the batch: --trainer.sync_batchnorm joins it on GPUs, but not on the CPU.
-own = {"value_weight": "auto", "cloner_batch_norm": False} if variant == "paper" else {}
-model = KdMultiresolution(variant=variant, source="light_vgg", image_size=32, epochs=4, visualizer=False, **own)
+own = {"value_weight": "auto", "cloner_batch_norm": False} if name == "KdMultiresolution" else {}
+model = getattr(kd_multiresolution, name)("light_vgg", image_size=32, epochs=4, visualizer=False, **own)
 data = Folder("noise", root=root, normal_dir="good", abnormal_dir="defect", normal_test_dir="test",
               train_batch_size=batch, eval_batch_size=1, num_workers=0, val_split_mode="same_as_test")
 engine = Engine(default_root_dir=output, logger=False, enable_progress_bar=False, accelerator="cpu", devices=devices,
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 Result = dict[str, Any]
 
 
-def train(folder: Path, variant: str) -> tuple[Result, tuple[Result, Result]]:
+def train(folder: Path, model: str) -> tuple[Result, tuple[Result, Result]]:
     """Return weights and metrics of one process, and of each of two with half the batch."""
     for name, count in (("good", 8), ("test", 2), ("defect", 2)):
         (folder / name).mkdir()
@@ -55,7 +55,7 @@ def train(folder: Path, variant: str) -> tuple[Result, tuple[Result, Result]]:
         output = folder / str(devices)
         output.mkdir()
         process = subprocess.run(
-            [sys.executable, "-W", "ignore", script, folder, output, variant, str(devices), str(batch)],
+            [sys.executable, "-W", "ignore", script, folder, output, model, str(devices), str(batch)],
             capture_output=True, text=True, check=False, env={**os.environ, "MASTER_ADDR": "127.0.0.1"},
         )  # fmt: skip
         assert process.returncode == 0, process.stderr[-3000:]
@@ -64,15 +64,15 @@ def train(folder: Path, variant: str) -> tuple[Result, tuple[Result, Result]]:
 
 
 def test_two_processes_give_what_one_gives_with_the_doubled_batch(tmp_path: Path) -> None:
-    one, two = train(tmp_path, "paper")
+    one, two = train(tmp_path, "KdMultiresolution")
     for process in two:
         torch.testing.assert_close(process["weights"], one["weights"], rtol=1e-3, atol=1e-5)
         assert process["value_weight"] == pytest.approx(one["value_weight"], rel=1e-5)
     assert two[0]["metrics"] == pytest.approx(one["metrics"], abs=1e-6)
 
 
-def test_two_processes_of_the_dual_variant_share_their_statistics_and_weights(tmp_path: Path) -> None:
-    one, (first, second) = train(tmp_path, "dual")
+def test_two_processes_of_the_dual_model_share_their_statistics_and_weights(tmp_path: Path) -> None:
+    one, (first, second) = train(tmp_path, "KdMultiresolutionDual")
     assert first["weights"].keys() == one["weights"].keys()
     torch.testing.assert_close(second["weights"], first["weights"], rtol=0, atol=0)
     # Which images meet in a batch decides which of them the local cloner sees, but not what a channel's units are.

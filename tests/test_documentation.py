@@ -30,7 +30,7 @@ class Accepted(Exception):  # noqa: N818
 def commands(page: Path) -> Iterator[str]:
     """Yield the commands of a page, from blocks, between backquotes, and in a configuration's first lines.
 
-    ``anomalib benchmark`` has a parser of its own, and a test in test_presets; options named alone are no commands.
+    ``anomalib benchmark`` has its own parser and test (test_configurations); options named alone are no commands.
     """
     text = page.read_text()
     blocks, rest = re.findall(r"```\w*\n(.*?)```", text, re.DOTALL), re.sub(r"```.*?```", "", text, flags=re.DOTALL)

@@ -92,7 +92,7 @@ def environment(make_environment: Callable[..., Environment], wheel: Path) -> En
 def test_wheel_holds_what_it_needs_and_nothing_else(wheel: Path) -> None:
     source = PROJECT / "src" / "kd_multiresolution"
     modules = {str(path.relative_to(source.parent)) for path in source.rglob("*.py")}
-    data = ("py.typed", "published/tables.json", "weights/light_vgg.safetensors")
+    data = ("py.typed", "results/published/tables.json", "source/weights/light_vgg.safetensors")
     others = {f"kd_multiresolution/{name}" for name in data}
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
@@ -113,36 +113,47 @@ def test_model_and_data_are_found_without_any_action(environment: Environment) -
     done = environment.run(
         "from anomalib.models import get_model, list_models\n"
         "import anomalib.data, sys\n"
-        "assert 'kd_multiresolution' in list_models()\n"
-        "model = get_model('kd_multiresolution', source='light_vgg', image_size=64)\n"  # with the weights in the wheel
-        "assert anomalib.data.TextureDefects.__module__.startswith('kd_multiresolution.')\n"
-        "print(sys.modules[type(model).__module__].__file__)"
+        "for name in ('kd_multiresolution', 'kd_multiresolution_dual'):\n"
+        "    assert name in list_models()\n"
+        "    model = get_model(name, source='light_vgg', image_size=64)\n"  # with the weights in the wheel
+        "    print(sys.modules[type(model).__module__].__file__)\n"
+        "assert anomalib.data.TextureDefects.__module__.startswith('kd_multiresolution.')"
     )
-    assert Path(done.stdout.strip()).is_relative_to(environment.packages)
+    files = [Path(line) for line in done.stdout.splitlines()]
+    assert [file.parent.name for file in files] == ["paper", "dual"]
+    assert all(file.is_relative_to(environment.packages) for file in files)
     assert "RuntimeWarning" not in done.stderr
 
 
-def test_switched_off_the_dotted_path_still_works(environment: Environment) -> None:
+@pytest.mark.parametrize("name", ["KdMultiresolution", "KdMultiresolutionDual"])
+def test_switched_off_the_dotted_path_still_works(name: str, environment: Environment) -> None:
     environment.run(
         "import sys\n"
         "from anomalib.cli.cli import AnomalibCLI\n"
         "from anomalib.models import list_models\n"
         "assert 'kd_multiresolution' not in list_models() and 'kd_multiresolution' not in sys.modules\n"
         "arguments = ['--model.source=light_vgg', '--model.image_size=64']\n"
-        "cli = AnomalibCLI(['fit', '--model', 'kd_multiresolution.KdMultiresolution', *arguments], run=False)\n"
-        "assert type(cli.model).__name__ == 'KdMultiresolution'\n"
-        "assert 'kd_multiresolution' in list_models()",
+        f"cli = AnomalibCLI(['fit', '--model', 'kd_multiresolution.{name}', *arguments], run=False)\n"
+        f"assert type(cli.model).__name__ == '{name}'\n"
+        f"assert '{re.sub('(?<=[a-z])(?=[A-Z])', '_', name).lower()}' in list_models()",
         KD_MULTIRESOLUTION_AUTOLOAD="0",
     )
 
 
-@pytest.mark.parametrize("module", ["lightning_model.py", "__init__.py"])
+BROKEN = {
+    "paper/lightning_model.py": {"kd_multiresolution"},
+    "dual/lightning_model.py": {"kd_multiresolution_dual"},
+    "__init__.py": {"kd_multiresolution", "kd_multiresolution_dual"},
+}
+
+
+@pytest.mark.parametrize("module", BROKEN)
 def test_a_fault_of_ours_leaves_anomalib_whole(module: str, environment: Environment) -> None:
     (environment.packages / "kd_multiresolution" / module).write_text("raise RuntimeError('broken on purpose')\n")
     done = environment.run(
         "import anomalib.data, anomalib.models\n"
         "names = anomalib.models.list_models()\n"
-        "assert 'padim' in names and 'kd_multiresolution' not in names"
+        f"assert 'padim' in names and not {BROKEN[module]} & {{*names}}"
     )
     warnings = [line for line in done.stderr.splitlines() if "RuntimeWarning" in line]
     assert len(warnings) == 1, done.stderr

@@ -1,4 +1,4 @@
-"""Every way in which anomalib reaches the model, on ten small pictures."""
+"""Every way in which anomalib reaches the two models, on ten small pictures."""
 
 from __future__ import annotations
 
@@ -24,14 +24,23 @@ from anomalib.models import ALLOWED_MODULES, AnomalibModule, UnknownModelError, 
 from PIL import Image
 from safetensors.torch import save_file
 
-import kd_multiresolution.source.network
-from kd_multiresolution import KdMultiresolution
+import kd_multiresolution.source.stages
+from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
 from kd_multiresolution.source.light_vgg import load_light_vgg
 
 SIZE = 32
 SETTINGS = {"source": "light_vgg", "pretrained": False, "image_size": SIZE}
 SOURCE_LINE = "light_vgg with weights random, critical points pool2, pool3, pool4, pool5"
-NAMES = ("kd_multiresolution", "KdMultiresolution", "kd_multiresolution.KdMultiresolution")
+DUAL_SOURCE_LINE = "light_vgg with weights random, critical points pool2, pool3, pool4"
+BOTH = (KdMultiresolution, KdMultiresolutionDual)
+NAMES = {
+    "kd_multiresolution": KdMultiresolution,
+    "KdMultiresolution": KdMultiresolution,
+    "kd_multiresolution.KdMultiresolution": KdMultiresolution,
+    "kd_multiresolution_dual": KdMultiresolutionDual,
+    "KdMultiresolutionDual": KdMultiresolutionDual,
+    "kd_multiresolution.KdMultiresolutionDual": KdMultiresolutionDual,
+}
 TRAINER = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
@@ -115,11 +124,11 @@ def run_anomalib(*arguments: str, cwd: Path) -> str:
     return done.stdout
 
 
-def heat_map_folder(output: str) -> Path:
+def heat_map_folder(output: str, source: str = SOURCE_LINE) -> Path:
     """Return the folder in the line ``Heat maps: ...``; the source stands behind it."""
     line = re.search(r"Heat maps: (\S+) \(source: (.*)\)$", output, re.MULTILINE)
     assert line, output
-    assert line[2] == SOURCE_LINE
+    assert line[2] == source
     return Path(line[1])
 
 
@@ -149,6 +158,28 @@ def test_train_writes_checkpoint_metrics_and_heat_maps(training: Training) -> No
     folder = heat_map_folder(training.output)
     assert folder.resolve() == (training.folder / "images").resolve()
     assert_readable_heat_maps(folder, count=6)
+
+
+def test_train_takes_the_dual_model_by_its_name(
+    pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = [*model_arguments("kd_multiresolution_dual"), *data_arguments(pictures), *trainer_arguments(tmp_path)]
+    with caplog.at_level(logging.INFO, logger="kd_multiresolution"):
+        AnomalibCLI(args=["train", *arguments, "--trainer.max_epochs=2"])
+    folder = tmp_path / "KdMultiresolutionDual" / "stripes" / "latest"
+    checkpoint = folder / "weights" / "lightning" / "model.ckpt"
+    heat_maps = heat_map_folder("\n".join(caplog.messages), DUAL_SOURCE_LINE)
+    assert heat_maps.resolve() == (folder / "images").resolve()
+    assert_readable_heat_maps(heat_maps, count=6)
+    (file,) = folder.rglob("config.yaml")
+    again = AnomalibCLI(args=["test", "--config", str(file), f"--ckpt_path={checkpoint}"], run=False)
+    assert type(again.model) is KdMultiresolutionDual
+    assert dict(again.model.hparams) == dict(KdMultiresolutionDual(**SETTINGS).hparams)
+    alias = kd_multiresolution.kd_multiresolution_dual.load_from_checkpoint(checkpoint)
+    model = KdMultiresolutionDual.load_from_checkpoint(checkpoint)
+    assert type(alias) is type(model) is KdMultiresolutionDual
+    assert_same_weights(alias, model.state_dict())
+    assert model.post_processor.image_threshold.isfinite(), "told from normal images"
 
 
 def test_saved_configuration_makes_the_same_model(training: Training) -> None:
@@ -239,13 +270,14 @@ def test_every_verb_takes_every_name(verb: str, name: str, pictures: Path) -> No
     data = ["--data", str(pictures)] if verb == "predict" else []
     export = ["--export_type=torch", "--ckpt_path=model.ckpt"] if verb == "export" else []
     cli = AnomalibCLI(args=[verb, *model_arguments(name), *data, *export], run=False)
-    assert type(cli.model) is KdMultiresolution
-    assert cli.model.name == "KdMultiresolution"
+    assert type(cli.model) is NAMES[name]
+    assert cli.model.name == NAMES[name].__name__
     assert cli.model.model.source.name == "light_vgg"
 
 
-def test_benchmark_gives_both_names_the_same_result(pictures: Path, tmp_path: Path) -> None:
-    names = ["kd_multiresolution", "kd_multiresolution.KdMultiresolution"]
+def test_benchmark_gives_both_names_of_a_model_the_same_result(pictures: Path, tmp_path: Path) -> None:
+    names = [name for name in NAMES if name.startswith("kd_multiresolution")]
+    assert len(names) == 4
     config = {
         "accelerator": ["cpu"],
         "benchmark": {
@@ -265,68 +297,94 @@ def test_benchmark_gives_both_names_the_same_result(pictures: Path, tmp_path: Pa
     # The cloner's weights have a seed of their own: anomalib seeds a job after it has built its model.
     for metric in ("image_AUROC", "pixel_AUROC"):
         assert table[metric].between(0, 1).all()
-        assert table[metric].nunique() == 1
+        assert table[metric].groupby([NAMES[name].__name__ for name in names]).nunique().tolist() == [1, 1]
 
 
-def test_help_explains_every_argument(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["kd_multiresolution", "kd_multiresolution_dual"])
+def test_help_explains_every_argument(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
-        AnomalibCLI(args=["train", "--model.help", "kd_multiresolution"])
+        AnomalibCLI(args=["train", "--model.help", name])
     text = " ".join(capsys.readouterr().out.split())
-    parameters = inspect.signature(KdMultiresolution).parameters
+    parameters = inspect.signature(NAMES[name]).parameters
     assert set(re.findall(r"--model\.(\w+)", text)) == {*parameters, "help"}
-    for name in parameters:
+    for argument in parameters:
         # "--model.sigma SIGMA explanation (type: float, default: 4.0)"; from Python 3.13 on the first of two names has
         # no SIGMA.
-        names = rf"--model\.{name}(?:(?: \S+)?, --model\.{name}\+)?"
-        option = rf"{names} (?:{name.upper()}|\{{[\w,]+\}}) (?P<explanation>[^(-].*?)"
+        names = rf"--model\.{argument}(?:(?: \S+)?, --model\.{argument}\+)?"
+        option = rf"{names} (?:{argument.upper()}|\{{[\w,]+\}}) (?P<explanation>[^(-].*?)"
         found = re.search(option + r" \(type: ", text)
-        assert found, f"no explanation of {name}"
+        assert found, f"no explanation of {argument}"
         assert len(found["explanation"].split()) >= 2
 
 
 # From Python
 
 
-@pytest.mark.parametrize("name", ["kd_multiresolution", "KdMultiresolution"])
+@pytest.mark.parametrize("name", [name for name in NAMES if "." not in name])
 def test_get_model_by_name(name: str) -> None:
-    assert type(get_model(name, **SETTINGS)) is KdMultiresolution
+    assert type(get_model(name, **SETTINGS)) is NAMES[name]
 
 
-@pytest.mark.parametrize("name", [*NAMES, "anomalib.models.KdMultiresolution", "kd_multiresolution.kd_multiresolution"])
-def test_get_model_by_class_path(name: str) -> None:
+ALIASES = {
+    "anomalib.models.KdMultiresolution": KdMultiresolution,
+    "kd_multiresolution.kd_multiresolution": KdMultiresolution,
+    "anomalib.models.KdMultiresolutionDual": KdMultiresolutionDual,
+    "kd_multiresolution.kd_multiresolution_dual": KdMultiresolutionDual,
+}
+
+
+@pytest.mark.parametrize(("name", "model_class"), {**NAMES, **ALIASES}.items())
+def test_get_model_by_class_path(name: str, model_class: type[AnomalibModule]) -> None:
     model = get_model({"class_path": name, "init_args": {**SETTINGS, "sigma": 2.0}})
-    assert type(model) is KdMultiresolution
+    assert type(model) is model_class
     assert model.hparams["sigma"] == 2.0
 
 
-def test_get_model_refuses_other_modules_as_before() -> None:
+@pytest.mark.parametrize("model_class", BOTH)
+def test_get_model_refuses_other_modules_as_before(model_class: type[AnomalibModule]) -> None:
     with pytest.raises(UnknownModelError):
-        get_model({"class_path": "kd_multiresolution.paper.lightning_model.KdMultiresolution"})
+        get_model({"class_path": f"{model_class.__module__}.{model_class.__name__}"})
     assert "kd_multiresolution" in ALLOWED_MODULES
     assert all(module.startswith("anomalib.models") for module in ALLOWED_MODULES - {"kd_multiresolution"})
 
 
 @pytest.mark.parametrize(
-    ("case", "name"),
-    [("snake", "kd_multiresolution"), ("pascal", "KdMultiresolution"), ("title", "Kd Multiresolution")],
+    ("case", "names"),
+    [
+        ("snake", {"kd_multiresolution", "kd_multiresolution_dual"}),
+        ("pascal", {"KdMultiresolution", "KdMultiresolutionDual"}),
+        ("title", {"Kd Multiresolution", "Kd Multiresolution Dual"}),
+    ],
 )
-def test_list_models_names_it_once(case: str, name: str) -> None:
-    assert [model for model in list_models(case) if "multires" in model.lower()] == [name]
+def test_list_models_names_each_once(case: str, names: set[str]) -> None:
+    found = [model for model in list_models(case) if "multires" in model.lower()]
+    assert len(found) == 2
+    assert set(found) == names
 
 
 def test_models_do_not_multiply_in_the_registry() -> None:
     ours = [model for model in AnomalibModule.__subclasses__() if model.__module__.startswith("kd_multiresolution")]
-    assert ours == [KdMultiresolution]
+    assert len(ours) == 2
+    assert set(ours) == set(BOTH)
 
 
-def test_engine_fits_tests_and_predicts(pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    model = KdMultiresolution(**SETTINGS, epochs=1, visualizer=False)
+@pytest.mark.parametrize(
+    ("model_class", "source_line"), [(KdMultiresolution, SOURCE_LINE), (KdMultiresolutionDual, DUAL_SOURCE_LINE)]
+)
+def test_engine_fits_tests_and_predicts(
+    model_class: type[AnomalibModule],
+    source_line: str,
+    pictures: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = model_class(**SETTINGS, epochs=1, visualizer=False)
     engine = Engine(**TRAINER, default_root_dir=tmp_path)
     with caplog.at_level(logging.INFO, logger="kd_multiresolution"):
         engine.fit(model, datamodule=folder_data(pictures))
         (metrics,) = engine.test(model, datamodule=folder_data(pictures))
     assert {"image_AUROC", "pixel_AUROC"} <= metrics.keys()
-    assert f"{SOURCE_LINE}." in caplog.messages
+    assert f"{source_line}." in caplog.messages
     assert not any("Heat maps" in message for message in caplog.messages)  # no visualizer, no folder
     batches = engine.predict(model, data_path=pictures / "test" / "bad")
     assert sum(len(batch.pred_score) for batch in batches) == 3
@@ -334,30 +392,34 @@ def test_engine_fits_tests_and_predicts(pictures: Path, tmp_path: Path, caplog: 
 
 
 @pytest.mark.parametrize("given", ["pretrained", "source_weights"])
+@pytest.mark.parametrize("model_class", BOTH)
 def test_checkpoint_brings_the_weights_of_the_source(
-    given: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_class: type[AnomalibModule], given: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "source.safetensors"
     torch.manual_seed(11)
     expected = load_light_vgg(None).state_dict()
     save_file(expected, file)
     if given == "pretrained":
-        monkeypatch.setattr(kd_multiresolution.source.network, "WEIGHTS", file)
+        monkeypatch.setattr(kd_multiresolution.source.stages, "WEIGHTS", file)
         settings = {"pretrained": True}
     else:
         settings = {"pretrained": False, "source_weights": str(file)}
-    model = KdMultiresolution(**{**SETTINGS, **settings}, epochs=1, visualizer=False)
+    model = model_class(**{**SETTINGS, **settings}, epochs=1, visualizer=False)
     engine = Engine(**TRAINER, default_root_dir=tmp_path)
     engine.fit(model, datamodule=folder_data(pictures))
 
     file.unlink()
-    loaded = KdMultiresolution.load_from_checkpoint(engine.best_model_path)
+    loaded = model_class.load_from_checkpoint(engine.best_model_path)
     assert_same_weights(loaded, model.state_dict())
-    assert_same_weights(loaded.model.source.stages, expected)
+    stages = loaded.model.source.stages
+    kept = {name: weight for name, weight in expected.items() if name in stages.state_dict()}
+    assert len(kept) == len(expected) or model_class is KdMultiresolutionDual, "it ends at its last critical point"
+    assert_same_weights(stages, kept)
     # The hyperparameters still say where they came from, and a new model wants them.
     assert {key: loaded.hparams[key] for key in settings} == settings
     with pytest.raises((ValueError, RuntimeError, FileNotFoundError), match="source"):
-        KdMultiresolution(**{**SETTINGS, **settings})
+        model_class(**{**SETTINGS, **settings})
 
 
 def test_anomalib_loads_checkpoints_of_both_names(training: Training) -> None:

@@ -56,7 +56,7 @@ def slow(root: Path) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def whole(root: Path) -> dict[str, dict[str, Any]]:
     """The weights of uninterrupted trainings."""
-    return {v: faults.train(root, v, root / f"whole-{v}").state_dict() for v in ("paper", "dual")}
+    return {name: faults.train(root, name, root / f"whole-{name}").state_dict() for name in faults.MODELS}
 
 
 def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
@@ -70,7 +70,7 @@ def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 
 def check(point: str, found: int, root: Path, whole: dict[str, dict[str, Any]]) -> None:
-    variant, _, moment = point.partition("-")
+    model, _, moment = point.partition("-")
     log = (root / f"{point}.log").read_text()
     assert found == (1 if moment == "disk" else KILLED), log
     assert ("File too large" in log) == (moment == "disk"), log
@@ -78,12 +78,12 @@ def check(point: str, found: int, root: Path, whole: dict[str, dict[str, Any]]) 
     checkpoints = list((root / point).rglob("*.ckpt"))
     if moment == "caching":
         assert checkpoints == []
-        resumed = faults.train(root, variant, root / point)
+        resumed = faults.train(root, model, root / point)
     else:
         (checkpoint,) = checkpoints
         assert torch.load(checkpoint, weights_only=True)["epoch"] == 1, "the one before"
-        resumed = faults.train(root, variant, root / point, checkpoint=checkpoint)
-    assert_same(resumed.state_dict(), whole[variant])
+        resumed = faults.train(root, model, root / point, checkpoint=checkpoint)
+    assert_same(resumed.state_dict(), whole[model])
 
 
 @pytest.mark.parametrize("point", [point for point in FAST if not point.startswith("textures")])
@@ -95,9 +95,7 @@ def test_training_goes_on_as_if_nothing_had_been(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("point", [point for point in SLOW if point.startswith("dual")])
-def test_so_does_the_dual_variant(
-    point: str, slow: dict[str, int], root: Path, whole: dict[str, dict[str, Any]]
-) -> None:
+def test_so_does_the_dual_model(point: str, slow: dict[str, int], root: Path, whole: dict[str, dict[str, Any]]) -> None:
     check(point, slow[point], root, whole)
 
 

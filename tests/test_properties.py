@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kd_multiresolution import AnomalyMapGenerator, KdMultiresolutionModel, discrepancy
+from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from kd_multiresolution.paper.discrepancy import local_discrepancy
-from kd_multiresolution.dual.torch_model import DualModel
 from kd_multiresolution.plugin.finite import NonFiniteError
 from kd_multiresolution.plugin.post_processor import UnclampedPostProcessor
 
@@ -31,10 +31,10 @@ MANY = settings(max_examples=40, deadline=None, derandomize=True)
 
 
 @cache
-def model(kind: str) -> KdMultiresolutionModel | DualModel:
+def model(kind: str) -> KdMultiresolutionModel | KdMultiresolutionDualModel:
     points = ["pool2", "pool3", "pool4"]
     if kind == "dual":
-        return DualModel("light_vgg", critical_points=points, sigma=2.0).eval()
+        return KdMultiresolutionDualModel("light_vgg", critical_points=points, sigma=2.0).eval()
     return KdMultiresolutionModel("light_vgg", critical_points=points, sigma=2.0, **KINDS[kind]).eval()
 
 

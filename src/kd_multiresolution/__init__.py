@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kd_multiresolution.paper.lightning_model import KdMultiresolution, kd_multiresolution
     from kd_multiresolution.paper.torch_model import KdMultiresolutionModel
     from kd_multiresolution.results.protocol import EvaluationAfterConvergence
-    from kd_multiresolution.results.visualizer import ThresholdVisualizer
+    from kd_multiresolution.results.visualizer import FrameVisualizer, ThresholdVisualizer
     from kd_multiresolution.training.convergence import ConvergenceStopping
 
 __version__ = "0.1.0"
@@ -26,6 +26,7 @@ __all__ = [
     "Cloner",
     "ConvergenceStopping",
     "EvaluationAfterConvergence",
+    "FrameVisualizer",
     "KdMultiresolution",
     "KdMultiresolutionDual",
     "KdMultiresolutionModel",
@@ -40,6 +41,7 @@ _MODULES = {
     "Cloner": "paper.cloner",
     "ConvergenceStopping": "training.convergence",
     "EvaluationAfterConvergence": "results.protocol",
+    "FrameVisualizer": "results.visualizer",
     "KdMultiresolution": "paper.lightning_model",
     "KdMultiresolutionDual": "dual.lightning_model",
     "KdMultiresolutionModel": "paper.torch_model",

@@ -11,7 +11,8 @@ import pytest
 from anomalib.data import AnomalibDataModule
 from anomalib.engine import Engine
 from anomalib.models import Padim
-from generated import write_idx, write_image
+
+from tests.data.generated import write_idx, write_image
 
 SHARED = Path(os.environ.get("KD_SHARED", Path(__file__).parents[3] / "shared"))
 

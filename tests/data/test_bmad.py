@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from anomalib.data import BMAD
 from anomalib.engine import Engine
-from generated import write_image
 
 from kd_multiresolution import EvaluationAfterConvergence, KdMultiresolution
 from kd_multiresolution.data import BMADWithoutMasks
+from tests.data.generated import write_image
 
 
 def write_bmad(root: Path, category: str, *, masks: bool) -> Path:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from generated import write_image
 from torchvision.transforms.v2 import Compose, RandomAffine, Resize
 
 from kd_multiresolution.data import HeadCT
+from tests.data.generated import write_image
 
 # As published: the second column's name has a leading blank.
 HEADER = "id, hemorrhage\n"

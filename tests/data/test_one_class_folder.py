@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from generated import write_image
 
 from kd_multiresolution.data import OneClassFolder
+from tests.data.generated import write_image
 
 
 @pytest.mark.parametrize("normal_class", ["cat", "Cat", 1])

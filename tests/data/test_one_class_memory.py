@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from generated import write_idx
 from PIL import Image
 from torchvision.datasets import CIFAR10
 from torchvision.transforms.v2 import Resize
 
 from kd_multiresolution.data import OneClassCIFAR10, OneClassFashionMNIST, OneClassMNIST
 from kd_multiresolution.data.torchvision_sets import read_idx
+from tests.data.generated import write_idx
 
 
 def test_training_images_are_the_class_and_test_images_are_all(idx_root: Path) -> None:

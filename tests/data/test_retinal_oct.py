@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from generated import write_image
 
 from kd_multiresolution.data import RetinalOCT
+from tests.data.generated import write_image
 
 CLASSES = ("CNV", "DME", "DRUSEN", "NORMAL")
 

@@ -35,10 +35,9 @@ def check_data_arguments(constructor: Callable[..., None], given: Mapping[str, o
         if values[name] < SMALLEST[name]:
             msg = f"{name}={values[name]!r}: expected {SMALLEST[name]} or more."
             raise ValueError(msg)
-    for name in ("val_split_ratio", "test_split_ratio"):
-        if name in values and not 0 < values[name] < 1:
-            msg = f"{name}={values[name]!r}: expected a part of the images, above 0 and below 1."
-            raise ValueError(msg)
+    if not 0 < values.get("val_split_ratio", 0.5) < 1:
+        msg = f"val_split_ratio={values['val_split_ratio']!r}: expected a part of the images, above 0 and below 1."
+        raise ValueError(msg)
     for name in ("seed", "split_seed"):
         if values.get(name) is not None:
             check_seed(name, values[name])

@@ -22,7 +22,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
 from kd_multiresolution.data.arguments import CheckedDataModule
-from kd_multiresolution.plugin.image_files import READING_ERRORS, check_depth
+from kd_multiresolution.plugin.image_content import check_depth, check_single
+from kd_multiresolution.plugin.image_files import READING_ERRORS
 
 logger = logging.getLogger(__name__)
 
@@ -85,12 +86,14 @@ class ImageFiles(OneClassDataset):
         dropped, so that a file has one score however it is read.
 
         Raises:
-            OSError: if the file cannot be decoded or has more than eight bits per channel; the message names it.
+            OSError: if the file cannot be decoded, has more than eight bits per channel or holds several pictures; the
+                message names it.
         """
         path: str = self.field(index, "image_path")
         try:
             with Image.open(path) as image:
                 check_depth(image)
+                check_single(image)
                 rgb = to_image(image.convert("RGB"))
         except (*READING_ERRORS, ValueError) as error:
             msg = f"{path}: not a readable image ({error}). Replace the file, or take it out of the folder."

@@ -72,6 +72,14 @@ class SampledVisualizer(Callback):
         self.visualizer = visualizer
         self.images = images
 
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the visualizer know."""
+        self.visualizer.on_test_start(trainer, pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the visualizer know."""
+        self.visualizer.on_predict_start(trainer, pl_module)
+
     def on_test_batch_end(self, *arguments: Any, **named: Any) -> None:
         """Have the chosen images of a tested batch drawn."""
         self._draw(self.visualizer.on_test_batch_end, *arguments, **named)

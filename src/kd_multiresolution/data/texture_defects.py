@@ -177,7 +177,6 @@ class TextureDefects(CheckedDataModule):
         category: ``"brick"``, ``"grass"`` or ``"gravel"``.
         train_batch_size: pictures per training step.
         num_workers: processes that load pictures; they are few and small, so that 0 is fastest.
-        test_split_ratio: share of the training pictures to test on where there are no normal test pictures.
         val_split_ratio: share of the pictures to validate on, for the modes that split.
         seed: which test patches stay normal, all about the defects, and anomalib's random splits.
         **kwargs: the other arguments of :class:`CheckedDataModule`.
@@ -200,7 +199,6 @@ class TextureDefects(CheckedDataModule):
         *,
         train_batch_size: int = 64,
         num_workers: int = 0,
-        test_split_ratio: float = 0.2,
         val_split_ratio: float = 0.5,
         seed: int = 0,
         **kwargs: Any,
@@ -214,7 +212,6 @@ class TextureDefects(CheckedDataModule):
             seed=seed,
             **kwargs,
         )
-        self.test_split_ratio = test_split_ratio
         self.root = resolve_dataset_root(root, "TextureDefects")
         self.category = category
         self.pictures_seed = seed

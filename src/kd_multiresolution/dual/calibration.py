@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from kd_multiresolution.dual.maps import ChannelError, top_mean
-from kd_multiresolution.dual.standardization import Reduce
+from kd_multiresolution.dual.standardization import Reduce, exact
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from kd_multiresolution.plugin.post_processor import NormalScores
 
@@ -78,7 +78,7 @@ def calibrate(
     )
     _weigh_families(model, normal_tops, blurred_tops, defective_tops, reduce)
     normal_means, defective_means = (
-        maps[:, : model.fine].double().mean((2, 3)) for maps in (normal_maps, defective_maps)
+        exact(maps[:, : model.fine]).mean((2, 3)) for maps in (normal_maps, defective_maps)
     )
     auto = image_score == "auto"
     as_whole = _differ_as_a_whole(normal_means, defective_means, reduce) if auto else image_score == "whole"
@@ -121,8 +121,8 @@ def gains(normal: Tensor, defective: Tensor, harmless: Tensor, reduce: Reduce) -
     Returns:
         Gains and deviations, (K,) each, the deviations above zero.
     """
-    normal, defective = normal.double(), defective.double()
-    _, deviation, _ = mean_and_deviation(harmless.double(), reduce)
+    normal, defective = exact(normal), exact(defective)
+    _, deviation, _ = mean_and_deviation(exact(harmless), reduce)
     deviation = deviation.clamp_min(torch.finfo(torch.float32).eps)
     raised = (defective - normal.repeat(len(defective) // max(len(normal), 1), 1)) / deviation
     sums = torch.cat([raised.clamp(-LARGEST_GAIN, LARGEST_GAIN).sum(0), raised.new_tensor([len(raised)])])
@@ -171,12 +171,12 @@ def _weigh_channels(model: KdMultiresolutionDualModel, predicted: Sequence[Predi
     errors = zip_longest(model.value, model.disagreement)  # the last level has no value
     for level, (value, disagreement) in enumerate(cast("Iterable[tuple[ChannelError | None, ChannelError]]", errors)):
         channels = disagreement.root_mean_square
-        sums = channels.new_zeros(3, len(channels), dtype=torch.float64)
+        sums = exact(channels).new_zeros(3, len(channels))
         for chunk, local, overall in predicted:
             source = chunk[level + 1]
             sums[0] += source.numel() / source.shape[1]
-            sums[1] += (source - local[level]).double().square().sum((0, 2, 3))
-            sums[2] += (local[level] - overall[level]).double().square().sum((0, 2, 3))
+            sums[1] += exact(source - local[level]).square().sum((0, 2, 3))
+            sums[2] += exact(local[level] - overall[level]).square().sum((0, 2, 3))
         count, values, disagreements = reduce(sums)
         disagreement.set(disagreements / count)
         if value is not None:
@@ -190,7 +190,7 @@ def mean_and_deviation(rows: Tensor, reduce: Reduce) -> tuple[Tensor, Tensor, in
         rows: (N, K), this process's.
         reduce: sums over all processes.
     """
-    wide = rows.double()
+    wide = exact(rows)
     count = int(reduce(torch.tensor(float(len(rows)), device=rows.device)))
     mean = reduce(wide.sum(0)) / count
     variance = reduce((wide - mean).square().sum(0)) / (count - 1)

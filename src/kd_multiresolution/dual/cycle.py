@@ -76,9 +76,13 @@ def check_cycle(cycle: OneCycleLR, trainer: Trainer, learning_rate: float) -> No
             raise ValueError(msg)
 
 
-def warn_of_unfinished(cycle: OneCycleLR) -> None:
-    """Say in the log if a training has ended before its rate had fallen."""
-    if cycle.last_epoch < cycle.total_steps:
+def warn_of_unfinished(cycle: object) -> None:
+    """Say in the log if a training has ended before its rate had fallen.
+
+    Args:
+        cycle: the schedule at the end; one of the user's, such as that of averaged weights, ends as it likes.
+    """
+    if isinstance(cycle, OneCycleLR) and cycle.last_epoch < cycle.total_steps:
         logger.warning(
             "The training has ended after %d of %d steps; its rate, which falls to zero with the last one, was still "
             "at %.2g. Give a shorter training fewer epochs or max_steps, so that the rate falls in time.",

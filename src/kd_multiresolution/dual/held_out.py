@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from kd_multiresolution.dual.calibration import CHUNK, ImageScore, Precision, calibrate
 from kd_multiresolution.dual.painted_defects import out_of_focus, painted
@@ -15,6 +18,7 @@ from kd_multiresolution.dual.standardization import ChannelMoments, Reduce
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from kd_multiresolution.plugin.finite import check_finite
 from kd_multiresolution.plugin.post_processor import NormalScores
+from kd_multiresolution.training.evaluation_mode import mark_of
 
 HELD_OUT_FRACTION = 8  # one of so many normal images
 MOST_HELD_OUT = 64
@@ -62,7 +66,7 @@ class HeldOutImages:
         self.image_score = image_score
         self.held_out: frozenset[str] = frozenset()
         self.names_before: list[str] | None = None
-        self.calibrated_after = -1
+        self._calibrated: bytes | None = None  # the mark of the weights
         self._precision: Precision = nullcontext
         self.image_size = (0, 0)  # known with the first images
         self._normal: list[Tensor] = []
@@ -87,34 +91,35 @@ class HeldOutImages:
             batches: paths, images and source features of this process's training images.
             reduce: sums over all processes.
             resumed: whether this training goes on with another.
-            precision: in which the features of the batches were computed, and predictions of them are.
+            precision: in which features are computed, and predictions of them.
 
         Raises:
             ValueError: if there are fewer than four images, one of them is not finite, or a resumed training held out
                 others.
         """
         self._precision = precision
+        self._calibrated = None  # these images may be others than those of a training that has failed
         self.held_out = held_out_images(paths, self.seed)
         if resumed:
             self._check_held_out()
         moments = ChannelMoments()
-        kept: dict[str, list[Tensor]] = {}
+        kept: dict[str, Tensor] = {}
         # The global random generator decides the order of the images; a look ahead must not change it.
         with torch.random.fork_rng():
             for batch_paths, images, features in batches:
                 check_finite(images, batch_paths)
                 for i, path in enumerate(batch_paths):
                     if path in self.held_out:
-                        kept[path] = [images[i].clone(), *(level[i].clone() for level in features)]
+                        kept[path] = images[i].clone()
                 fitted = self.fitted(batch_paths)
                 moments.add([level[fitted] for level in features])
-                empty = [images[:0], *(level[:0] for level in features)]
-        # In the order of their paths, on which the last digits of sums depend.
-        rows = [kept[path] for path in sorted(kept)]
-        held_out, *self._normal = [torch.stack(column) for column in zip(*rows, strict=True)] if rows else empty
+                empty = images[:0]
+        # In the order of their paths, on which the last digits of features and sums depend.
+        held_out = torch.stack([kept[path] for path in sorted(kept)]) if kept else empty
         self.image_size = (held_out.shape[-2], held_out.shape[-1])
         generator = torch.Generator().manual_seed(self.seed)
         copies = max(PAINTED // len(self.held_out), 1)  # however many of them this process has
+        self._normal = self._features(held_out)
         self._defective = self._features(torch.cat([painted(held_out, generator) for _ in range(copies)]))
         self._blurred = self._features(out_of_focus(held_out))
         if not resumed:
@@ -143,19 +148,21 @@ class HeldOutImages:
         """Names of the held-out images' files, which a checkpoint keeps: their folder may be moved."""
         return sorted(Path(path).name for path in self.held_out)
 
-    def calibrate(self, step: int, reduce: Reduce) -> tuple[NormalScores, NormalScores] | None:
-        """Do as :func:`calibrate` with the held-out images, but where that was done after the same step.
+    def calibrate(self, reduce: Reduce) -> tuple[NormalScores, NormalScores] | None:
+        """Do as :func:`calibrate` with the held-out images, but where that was done with the same weights.
 
         Args:
-            step: how many steps the training has taken.
             reduce: sums over all processes.
 
         Returns:
             As :func:`calibrate`; ``None`` if nothing was to be done, or no training is under way.
         """
-        if step == self.calibrated_after or not self._normal:
+        if not self._normal:
             return None
-        self.calibrated_after = step
+        mark = mark_of(nn.ModuleList([self.model.local_cloner, self.model.global_cloner]))
+        if mark == self._calibrated:
+            return None
+        self._calibrated = mark
         return calibrate(
             self.model, self._normal, blurred=self._blurred, defective=self._defective, image_size=self.image_size,
             image_score=self.image_score, reduce=reduce, precision=self._precision,
@@ -163,9 +170,37 @@ class HeldOutImages:
 
     def end(self) -> None:
         """Free the held-out images' features."""
-        self.calibrated_after = -1
+        self._calibrated = None
         self._normal, self._blurred, self._defective = [], [], []
 
     def fitted(self, paths: Sequence[str]) -> list[int]:
         """Return the indices of those images that the cloners learn from: of all that are not held out."""
         return [index for index, path in enumerate(paths) if path not in self.held_out]
+
+
+class CalibratedEvaluation(Callback):
+    """Lets whoever looks at the model on the way of a training see it calibrated, and lets go of it when that ends."""
+
+    def __init__(self) -> None:
+        self._handle: RemovableHandle | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have the model calibrated before each of its evaluations."""
+        del trainer
+        module = cast("Any", pl_module)
+        self._handle = module.model.register_forward_pre_hook(
+            lambda model, _: None if model.training else module.calibrate()
+        )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the model alone."""
+        del trainer, pl_module
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the model alone, and free the held-out images' features."""
+        del exception
+        self.on_train_end(trainer, pl_module)
+        cast("Any", pl_module).held_out.end()

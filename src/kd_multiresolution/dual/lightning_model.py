@@ -14,7 +14,8 @@ from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -27,7 +28,7 @@ from kd_multiresolution.dual.cycle import (
     one_cycle,
     warn_of_unfinished,
 )
-from kd_multiresolution.dual.held_out import HeldOutImages
+from kd_multiresolution.dual.held_out import CalibratedEvaluation, HeldOutImages
 from kd_multiresolution.dual.loss import cloner_losses
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from kd_multiresolution.plugin.arguments import arguments_of, check_choice, check_positive, check_seed, check_types
@@ -37,15 +38,14 @@ from kd_multiresolution.plugin.post_processor import FALSE_ALARM_RATE, FalseAlar
 from kd_multiresolution.plugin.pre_processor import check_unconfigured, resizing, sides
 from kd_multiresolution.plugin.registration import register_models
 from kd_multiresolution.results.report import Report
-from kd_multiresolution.results.visualizer import check_drawable
+from kd_multiresolution.results.visualizer import FrameVisualizer, check_drawable
 from kd_multiresolution.training.batches import paths_of, sum_over_processes, training_batches, training_paths
 from kd_multiresolution.training.cache import TrainingCache
 from kd_multiresolution.training.epochs import EpochSeeds, limit_epochs
 from kd_multiresolution.training.loss import FiniteLoss, log_losses
-from kd_multiresolution.training.validation import SparseValidation
+from kd_multiresolution.training.thresholds import is_heard
 
 IMAGE_SIZE = (256, 256)
-VALIDATION_INTERVAL = 20  # epochs; a validation takes as long as three of them
 
 
 class KdMultiresolutionDual(PluginModule, AnomalibModule):
@@ -173,13 +173,18 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         """Return a post-processor that does not clamp scores, with a threshold from normal images."""
         return FalseAlarmPostProcessor(self.false_alarm_rate)
 
+    @classmethod
+    def configure_visualizer(cls) -> FrameVisualizer:
+        """Return anomalib's pictures, of what the model saw."""
+        return FrameVisualizer()
+
     def configure_callbacks(self) -> list[Callback]:
         """Return anomalib's components, and what training consists of besides its steps."""
         callbacks = [*super().configure_callbacks(), self.epoch_seeds, self.training_cache, FiniteLoss()]
+        callbacks.append(CalibratedEvaluation())
         if self.visualizer is not None:
             callbacks.append(Report())
-        # The last: it asks whether another one has stopped the training.
-        return [*callbacks, SparseValidation(VALIDATION_INTERVAL)]
+        return callbacks
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return Muon over both cloners' weights, with one cycle of its rate."""
@@ -196,7 +201,7 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
             training_paths(self.trainer),
             self._training_features(),
             self._sum_over_processes,
-            resumed=self.epoch_seeds.first_epoch > 0,
+            resumed=self.epoch_seeds.is_resumed,
             precision=self.trainer.precision_plugin.train_step_context,
         )
 
@@ -218,20 +223,24 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
 
     def calibrate(self) -> None:
         """Tell from held-out images what is normal to the cloners, while they are trained, and set the threshold."""
-        step = self._trainer.global_step if self._trainer else 0
-        normal = self.held_out.calibrate(step, self._sum_over_processes)
+        normal = self.held_out.calibrate(self._sum_over_processes)
         if normal is not None and isinstance(self.post_processor, FalseAlarmPostProcessor):
             self.post_processor.set_normal_scores(*normal)
 
-    def on_validation_start(self) -> None:
-        """Set what is normal; whoever evaluates the model while it is trained calls this first."""
-        self.calibrate()
+    def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Return the batch with raw scores and maps; on the way of a training, if anybody takes them.
+
+        The threshold needs none of them.
+        """
+        del args, kwargs
+        on_the_way = self.trainer.state.fn == TrainerFn.FITTING
+        return batch if on_the_way and not is_heard(self.trainer) else self.predicted(batch)
 
     def on_train_end(self) -> None:
         """Set what is normal, let the held-out images go, and say if the rate has not fallen."""
         self.calibrate()
         self.held_out.end()
-        warn_of_unfinished(cast("OneCycleLR", self.lr_schedulers()))
+        warn_of_unfinished(self.lr_schedulers())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what anomalib keeps, what the model was built with, what is normal, and the held-out images' names."""

@@ -14,6 +14,14 @@ Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over all processes."""
 
 
+def exact(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64, on the host where its device has no such numbers: long sums keep their digits."""
+    try:
+        return tensor.double()
+    except (TypeError, RuntimeError):  # Apple's and some of Intel's
+        return tensor.cpu().double()
+
+
 class Standardization(nn.Module):
     """Mean and deviation of each channel of one level over the normal images; 0 and 1 before they are known.
 
@@ -69,8 +77,8 @@ class ChannelMoments:
         """Add the features of some images, one (N, C_i, H_i, W_i) tensor per critical point."""
         sums = []
         for level in features:
-            wide = level.double()
-            count = torch.full((level.shape[1],), level.numel() / level.shape[1], device=level.device).double()
+            wide = exact(level)
+            count = wide.new_full((level.shape[1],), level.numel() / level.shape[1])
             sums.append(torch.stack([count, wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))]))
         self.sums = [a + b for a, b in zip(self.sums, sums, strict=True)] if self.sums else sums
 

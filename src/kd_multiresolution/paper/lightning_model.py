@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from anomalib.data import ImageBatch
+from anomalib.data import ImageBatch, InferenceBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from kd_multiresolution.paper.attribution import CHUNK_SIZE
@@ -29,19 +31,18 @@ from kd_multiresolution.plugin.post_processor import UnclampedPostProcessor
 from kd_multiresolution.plugin.pre_processor import check_unconfigured, resizing, sides
 from kd_multiresolution.plugin.registration import register_models
 from kd_multiresolution.results.report import Report
-from kd_multiresolution.results.visualizer import check_drawable
+from kd_multiresolution.results.visualizer import FrameVisualizer, check_drawable
 from kd_multiresolution.training.batches import sum_over_processes, training_batches
 from kd_multiresolution.training.cache import TrainingCache
 from kd_multiresolution.training.convergence import ConvergenceStopping
 from kd_multiresolution.training.epochs import EpochSeeds, limit_epochs
 from kd_multiresolution.training.loss import FiniteLoss, log_losses
 from kd_multiresolution.training.optimizer import adam
-from kd_multiresolution.training.validation import SparseValidation
+from kd_multiresolution.training.thresholds import Thresholds
 
 logger = logging.getLogger(__name__)
 
 DEFAULT = PRESETS["mvtec"]
-VALIDATION_INTERVAL = 10  # epochs
 
 
 class KdMultiresolution(PluginModule, AnomalibModule):
@@ -174,6 +175,7 @@ class KdMultiresolution(PluginModule, AnomalibModule):
         self.learning_rate = learning_rate or LEARNING_RATE
         self.training_cache = TrainingCache(cache, memory=cache_memory, folder=cache_folder)
         self.epoch_seeds = EpochSeeds(seed)
+        self.thresholds = Thresholds()
         self.model = KdMultiresolutionModel(**arguments_of(KdMultiresolutionModel, given))
         if resizes:
             self.model.check_image_size(size)
@@ -195,6 +197,11 @@ class KdMultiresolution(PluginModule, AnomalibModule):
         """Return a post-processor that does not clamp scores."""
         return UnclampedPostProcessor()
 
+    @classmethod
+    def configure_visualizer(cls) -> FrameVisualizer:
+        """Return anomalib's pictures, of what the model saw."""
+        return FrameVisualizer()
+
     def configure_callbacks(self) -> list[Callback]:
         """Return anomalib's components, and the stop at convergence unless ``epochs`` or the user's own one rules."""
         callbacks = [*super().configure_callbacks(), self.epoch_seeds, self.training_cache, FiniteLoss()]
@@ -204,8 +211,7 @@ class KdMultiresolution(PluginModule, AnomalibModule):
         own = any(isinstance(callback, ConvergenceStopping) for callback in trainer_callbacks)
         if self.epochs is None and not own:
             callbacks.append(ConvergenceStopping())
-        # The last: it asks whether another one has stopped the training.
-        return [*callbacks, SparseValidation(VALIDATION_INTERVAL)]
+        return [*callbacks, self.thresholds]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam over the cloner's weights."""
@@ -229,12 +235,35 @@ class KdMultiresolution(PluginModule, AnomalibModule):
         """Return the mean discrepancy of the batch over all critical points (Eq. 4)."""
         del args, kwargs
         images = self.model.checked_images(cast("Tensor", batch.image))
+        paths = getattr(batch, "image_path", None)  # batches of videos have none
         with torch.no_grad():
-            features = self.training_cache.source_features(self.model.source, batch.image_path, images)
+            features = self.training_cache.source_features(self.model.source, paths, images)
         terms = discrepancy_terms(features, self.model.cloner(images), self.model.terms)
         loss = weighted_sum(terms, self.model.known_value_weight).mean()
         log_losses(self, terms, loss, batch.batch_size)
         return loss
+
+    @property
+    def validates_scores_alone(self) -> bool:
+        """Whether the validation under way goes without maps: they are gradients, and nobody takes them."""
+        return self.model.takes_gradient and self.thresholds.scores_suffice(self.trainer)
+
+    def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Return the batch with raw scores and maps, or with scores alone where nobody takes the maps."""
+        del args, kwargs
+        return self.predicted(batch, partial(self._scored, batch) if self.validates_scores_alone else None)
+
+    def _scored(self, batch: Any, images: Tensor) -> InferenceBatch:
+        checked = self.model.checked_images(images)
+        paths = getattr(batch, "image_path", None)  # batches of videos have none
+        features = self.training_cache.validation_features(self.model.source, paths, checked)
+        return self.model.scored(checked, features)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save what anomalib keeps, what the model was built with, and thresholds that fit the weights."""
+        if self._trainer is not None:
+            self.thresholds.complete(self._trainer, self)  # the checkpoint's tensors are the model's own
+        super().on_save_checkpoint(checkpoint)
 
     def to_onnx(self, *args: Any, **kwargs: Any) -> Any:
         """Export as anomalib does; refuse SmoothGrad, and a gradient through a source without backward rules."""

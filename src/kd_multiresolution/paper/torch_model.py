@@ -114,16 +114,9 @@ class KdMultiresolutionModel(nn.Module):
             self.check_explicit_backward()
 
     def features(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the activations of source and cloner at the critical points.
+        """Return the activations of source and cloner at the critical points, two lists of (N, C_i, H_i, W_i).
 
-        Args:
-            images: (N, 3, H, W) or (N, 1, H, W), float, H and W multiples of the source's stride.
-
-        Returns:
-            Two lists of (N, C_i, H_i, W_i), the source's without a graph.
-
-        Raises:
-            ValueError: if the images have another shape.
+        The source's have no graph. Images and errors are those of :meth:`forward`.
         """
         images = self.checked_images(images)
         with torch.no_grad():
@@ -148,7 +141,7 @@ class KdMultiresolutionModel(nn.Module):
         if self.training:
             return self.features(images)
         images = self.checked_images(images)
-        if self.anomaly_map in {None, "discrepancy"}:
+        if not self.takes_gradient:
             with torch.no_grad():
                 return checked_predictions(self._predict_forward(images), images)
         scores, attribution = self._attribution(images)
@@ -156,15 +149,34 @@ class KdMultiresolutionModel(nn.Module):
             maps = self.anomaly_map_generator(attribution)
             return checked_predictions(InferenceBatch(pred_score=scores, anomaly_map=maps), images)
 
+    @property
+    def takes_gradient(self) -> bool:
+        """Whether the anomaly map is made of gradients."""
+        return self.anomaly_map not in {None, "discrepancy"}
+
+    @torch.no_grad()
+    def scored(self, images: Tensor, source_features: Sequence[Tensor]) -> InferenceBatch:
+        """Return scores alone, from source features that are known.
+
+        Args:
+            images: as :meth:`checked_images` returns them.
+            source_features: the source's at the critical points.
+
+        Raises:
+            NonFiniteError: if a score is not finite.
+        """
+        scores = self._discrepancy(source_features, self.cloner(images))
+        return checked_predictions(InferenceBatch(pred_score=scores), images)
+
     def _predict_forward(self, images: Tensor) -> InferenceBatch:
         """Return the scores, and the discrepancy map if one is wanted, from one pass through both networks."""
-        source_features, cloner_features = self._score_features(images)
-        weight, terms = self.known_value_weight, self.terms
-        scores = discrepancy(source_features, cloner_features, value_weight=weight, terms=terms)
+        features = self._features(images)
+        scores = self._discrepancy(*features)
         if self.anomaly_map is None:
             return InferenceBatch(pred_score=scores)
-        height, width = images.shape[-2:]
-        maps = discrepancy_map(source_features, cloner_features, (height, width), value_weight=weight, terms=terms)
+        weight, (height, width) = self.known_value_weight, images.shape[-2:]
+        source, cloner = ([*compress(part, self._is_scored)] for part in features)
+        maps = discrepancy_map(source, cloner, (height, width), value_weight=weight, terms=self.terms)
         return InferenceBatch(pred_score=scores, anomaly_map=self.anomaly_map_generator(maps))
 
     def _attribution(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -227,7 +239,7 @@ class KdMultiresolutionModel(nn.Module):
 
     def check_explicit_backward(self) -> None:
         """Raise a ``ValueError`` if the gradient leads through a source with an operator without a backward rule."""
-        if self.anomaly_map not in {None, "discrepancy"} and self.attribution_path == "both":
+        if self.takes_gradient and self.attribution_path == "both":
             _ = self.recorded_source
 
     @cached_property
@@ -240,15 +252,13 @@ class KdMultiresolutionModel(nn.Module):
         """The source's operators, as :func:`recorded_source`."""
         return recorded_source(self.source)
 
-    def _score_features(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the activations of source and cloner at the score points."""
+    def _features(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the activations of source and cloner at the critical points, with gradients where they are taken."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.attribution_path == "both"):
             source_features = self.source(images)
         if self.anomaly_map == "guided_backprop" and torch.is_grad_enabled():
-            cloner_features, _ = self.recorded_cloner.forward(images, rectify=guided_relu)
-        else:
-            cloner_features = self.cloner(images)
-        return [*compress(source_features, self._is_scored)], [*compress(cloner_features, self._is_scored)]
+            return source_features, self.recorded_cloner.forward(images, rectify=guided_relu)[0]
+        return source_features, self.cloner(images)
 
     @property
     def _is_scored(self) -> list[bool]:
@@ -256,8 +266,12 @@ class KdMultiresolutionModel(nn.Module):
         return [point in self.score_points for point in self.source.critical_points]
 
     def _score(self, images: Tensor) -> Tensor:
+        return self._discrepancy(*self._features(images))
+
+    def _discrepancy(self, source_features: Sequence[Tensor], cloner_features: Sequence[Tensor]) -> Tensor:
         """Return the discrepancy at the score points, (N,)."""
-        return discrepancy(*self._score_features(images), value_weight=self.known_value_weight, terms=self.terms)
+        scored = [[*compress(part, self._is_scored)] for part in (source_features, cloner_features)]
+        return discrepancy(*scored, value_weight=self.known_value_weight, terms=self.terms)
 
     @property
     def known_value_weight(self) -> float:
@@ -272,11 +286,7 @@ class KdMultiresolutionModel(nn.Module):
         return self.value_weight
 
     def check_image_size(self, image_size: Sequence[int]) -> None:
-        """Check that every level of the source covers the image exactly, and the blur of a map fits into it.
-
-        Raises:
-            ValueError: if not.
-        """
+        """Raise a ``ValueError`` unless each level of the source covers the image exactly, and a map's blur fits in."""
         check_image_size(image_size, self.source)
         if self.anomaly_map is not None:
             self.anomaly_map_generator.check_image_size(image_size)

@@ -74,7 +74,7 @@ class CheckpointEntry:
                 raise ValueError(msg)
             return
         variant = theirs["built"].get("variant")
-        model = theirs.get("model") or MODELS_BY_VARIANT[variant]
+        model = theirs.get("model") or MODELS_BY_VARIANT.get(variant or "paper", "another model")
         if model != self.model:
             said = f"variant={variant!r}" if variant else f"model {model}"
             msg = f"This checkpoint says {said}: load it with {model}, not with {self.model}."
@@ -92,7 +92,7 @@ class CheckpointEntry:
             )
             raise ValueError(msg)
         ours = self._built(module)
-        differing = [name for name in ours if ours[name] != theirs["built"][name]]
+        differing = [name for name in ours if ours[name] != theirs["built"].get(name, ours[name])]
         if differing:
             trained, given = (_named(built, differing) for built in (theirs["built"], ours))
             msg = (

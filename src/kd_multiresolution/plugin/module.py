@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from anomalib import LearningType
-from anomalib.data import AnomalibDataModule
+from anomalib.data import AnomalibDataModule, InferenceBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor
 
 from kd_multiresolution.plugin.checkpoint import KEY, CheckpointEntry
 from kd_multiresolution.plugin.finite import NonFiniteError
 from kd_multiresolution.plugin.image_files import ImageFileCheck
-from kd_multiresolution.plugin.post_processor import RankEvaluator
+from kd_multiresolution.plugin.post_processor import RankEvaluator, UnclampedPostProcessor
 from kd_multiresolution.plugin.quantization import quantize_source
 from kd_multiresolution.source.weights import weights_follow
 
@@ -61,27 +64,37 @@ class PluginModule(Base):
         """Say which source it is."""
         logger.info("%s.", self.model.source)
 
-    def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        """Return the batch with raw scores and maps, for threshold and normalisation.
+    def predicted(self, batch: Any, model: Callable[[Tensor], InferenceBatch] | None = None) -> STEP_OUTPUT:
+        """Return a batch with its raw scores and maps.
+
+        Args:
+            batch: the batch.
+            model: what gives them; default: the torch model.
 
         Raises:
             NonFiniteError: if a score or map is not finite; the images are named.
         """
-        del args, kwargs
         try:
-            predictions = self.model(batch.image)
+            predictions = (model or self.model)(batch.image)
         except NonFiniteError as error:
-            raise NonFiniteError(error.reasons, batch.image_path) from error
+            raise NonFiniteError(error.reasons, getattr(batch, "image_path", None)) from error
         updated: STEP_OUTPUT = batch.update(**predictions._asdict())
         return updated
 
+    def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Return the batch with raw scores and maps, for threshold and normalisation."""
+        del args, kwargs
+        return self.predicted(batch)
+
     def test_step(self, batch: Any, batch_idx: int, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        """Return as :meth:`validation_step`."""
-        return self.validation_step(batch, batch_idx, *args, **kwargs)
+        """Return the batch with raw scores and maps."""
+        del batch_idx, args, kwargs
+        return self.predicted(batch)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
-        """Return as :meth:`validation_step`."""
-        return self.validation_step(batch, batch_idx, dataloader_idx)
+        """Return the batch with raw scores and maps."""
+        del batch_idx, dataloader_idx
+        return self.predicted(batch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what anomalib keeps, and what the model was built with."""
@@ -127,14 +140,27 @@ class PluginModule(Base):
 
     def to_onnx(self, *args: Any, **kwargs: Any) -> Any:
         """Export as anomalib does."""
+        if isinstance(self.post_processor, UnclampedPostProcessor):
+            self.post_processor.note_thresholds()
         # anomalib's default is 14, from which the exporter comes back to 18 with a page of errors.
         kwargs.setdefault("opset_version", 18)
         return super().to_onnx(*args, **kwargs)
+
+    def to_openvino(self, *args: Any, **kwargs: Any) -> Path:
+        """Export as anomalib does, and say how the file keeps its scores."""
+        path = super().to_openvino(*args, **kwargs)
+        logger.warning(
+            "OpenVINO computes in bfloat16 on processors that have it, which can flip labels near the threshold: load "
+            "%s with INFERENCE_PRECISION_HINT=f32. anomalib's own inferencer scripts do not set it.",
+            path,
+        )
+        return path
 
     @staticmethod
     def _post_training_quantization_ov(model: Any, datamodule: AnomalibDataModule | None = None) -> Any:
         """Quantise the source alone: with the cloner and the maps in INT8 as well, neither score nor map is left."""
         if datamodule is None:
-            msg = "compression_type=INT8_PTQ: needs a data module, whose training images calibrate it."
+            # anomalib's words, and what for.
+            msg = "Datamodule must be provided for OpenVINO INT8_PTQ compression: its training images calibrate it."
             raise ValueError(msg)
         return quantize_source(model, datamodule)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
-from anomalib.data import ImageBatch
+from anomalib.data import ImageBatch, InferenceBatch
 from anomalib.metrics import Evaluator
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import LightningModule, Trainer
@@ -24,8 +24,10 @@ from torchmetrics import MaxMetric
 logger = logging.getLogger(__name__)
 
 FALSE_ALARM_RATE = 0.01
+SENSITIVITY = 0.5  # anomalib's default, at which the threshold is the fitted one
 HIGHEST_RATE = 0.5  # from there on the threshold would not lie above the mean normal image
 SMALLEST_SPAN = 1e-30
+PREDICTIONS = {"image": "pred_label", "pixel": "pred_mask"}  # what a threshold of each kind gives
 
 
 @dataclass(frozen=True)
@@ -56,22 +58,38 @@ class UnclampedPostProcessor(PostProcessor):
     The threshold of pixels is fitted to masks. Without masks it is the highest value on normal validation images, so
     that nothing is marked on those.
 
+    With ``enable_normalization=False``, raw scores and maps are held against the thresholds as they were fitted; with
+    anomalib's, against those of normalised ones.
+
     Args:
         enable_threshold_matching: take the threshold of images for pixels where those have none, and the other way
             round, as anomalib does. Here score and map are different quantities, so by default it is off.
         **kwargs: as anomalib's.
+
+    Raises:
+        ValueError: if a sensitivity, which moves the threshold of normalised scores, is given for raw ones.
     """
+
+    remedy: ClassVar = "train the model with validation images, or validate it (anomalib validate, Engine.validate)"
 
     def __init__(self, *, enable_threshold_matching: bool = False, **kwargs: Any) -> None:
         super().__init__(enable_threshold_matching=enable_threshold_matching, **kwargs)
         self._normal_peak = MaxMetric()
+        self._known = dict.fromkeys(PREDICTIONS, True)
+        sensitivities = (self.image_sensitivity, self.pixel_sensitivity)
+        if not self.enable_normalization and sensitivities != (SENSITIVITY, SENSITIVITY):
+            msg = (
+                f"image_sensitivity={sensitivities[0]!r}, pixel_sensitivity={sensitivities[1]!r}: both move the "
+                "threshold of normalised scores. Leave them out, or leave out enable_normalization=False."
+            )
+            raise ValueError(msg)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Update the statistics, and the highest value on normal images without masks."""
         super().on_validation_batch_end(trainer, pl_module, outputs, *args, **kwargs)
-        if outputs.anomaly_map is not None and outputs.gt_mask is None:
+        if outputs.anomaly_map is not None and outputs.gt_mask is None and outputs.gt_label is not None:
             normal = outputs.anomaly_map[~outputs.gt_label.bool()]
             if len(normal):
                 self._normal_peak.update(normal)
@@ -83,6 +101,59 @@ class UnclampedPostProcessor(PostProcessor):
             if self.enable_thresholding:
                 self._pixel_threshold.copy_(self._normal_peak.compute())
             self._normal_peak.reset()
+
+    def forget_pixels(self) -> None:
+        """Know no threshold and range of pixels any more: they were those of other weights."""
+        for name in ("_pixel_threshold", "pixel_min", "pixel_max"):
+            getattr(self, name).fill_(torch.nan)
+
+    def note_thresholds(self) -> None:
+        """Note which thresholds are known: an exported graph has labels and masks for these, and cannot ask."""
+        self._known = {kind: not bool(getattr(self, f"{kind}_threshold").isnan()) for kind in PREDICTIONS}
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say which labels will be missing."""
+        del trainer
+        self.note_thresholds()
+        has_maps = getattr(cast("Any", pl_module).model, "anomaly_map", "") is not None
+        missing = [kind for kind, known in self._known.items() if not known and (kind == "image" or has_maps)]
+        if self.enable_thresholding and missing:
+            logger.warning(
+                "No threshold of %s is known, so there are no %s, and values are raw: %s.",
+                " and ".join(f"{kind}s" for kind in missing),
+                " and ".join({"image": "labels", "pixel": "masks"}[kind] for kind in missing),
+                self.remedy,
+            )
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do as :meth:`on_test_start`."""
+        self.on_test_start(trainer, pl_module)
+
+    def threshold_batch(self, batch: Any) -> None:
+        """Give the batch labels and masks, as far as thresholds are known."""
+        self.note_thresholds()
+        given = {kind: getattr(batch, name) for kind, name in PREDICTIONS.items()}
+        super().threshold_batch(batch)
+        for kind, name in PREDICTIONS.items():
+            if not self._known[kind]:
+                setattr(batch, name, given[kind])
+
+    def forward(self, predictions: InferenceBatch) -> InferenceBatch:
+        """Return normalised scores and maps, with labels and masks as far as thresholds are known."""
+        if not torch.compiler.is_compiling():
+            self.note_thresholds()
+        unknown = {PREDICTIONS[kind]: None for kind, known in self._known.items() if not known}
+        return super().forward(predictions)._replace(**unknown)
+
+    @property
+    def normalized_image_threshold(self) -> Tensor:
+        """Return the threshold of the scores that are given: raw ones if they are not to be normalised."""
+        return super().normalized_image_threshold if self.enable_normalization else self.image_threshold
+
+    @property
+    def normalized_pixel_threshold(self) -> Tensor:
+        """Return the threshold of the maps that are given."""
+        return super().normalized_pixel_threshold if self.enable_normalization else self.pixel_threshold
 
     @staticmethod
     def _normalize(preds: Tensor | None, norm_min: Tensor, norm_max: Tensor, threshold: Tensor) -> Tensor | None:
@@ -110,6 +181,8 @@ class FalseAlarmPostProcessor(UnclampedPostProcessor):
         ValueError: if the rate is out of range.
     """
 
+    remedy: ClassVar = "train the model"
+
     def __init__(self, rate: float = FALSE_ALARM_RATE, **kwargs: Any) -> None:
         if not 0 < rate < HIGHEST_RATE:
             msg = f"false_alarm_rate={rate!r}: expected a fraction of normal images, above 0 and below {HIGHEST_RATE}."
@@ -133,19 +206,6 @@ class FalseAlarmPostProcessor(UnclampedPostProcessor):
             least, largest = normal.mean, 2 * threshold - normal.mean
             for name, number in ((f"_{kind}_threshold", threshold), (f"{kind}_min", least), (f"{kind}_max", largest)):
                 getattr(self, name).fill_(number)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Warn of scores without a threshold."""
-        del trainer, pl_module
-        if self._image_threshold.isnan():
-            logger.warning(
-                "No threshold is known: the model has not been trained, or its training was interrupted. Scores are "
-                "raw, and labels say nothing."
-            )
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Do as :meth:`on_test_start`."""
-        self.on_test_start(trainer, pl_module)
 
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Take nothing from validation images."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from anomalib.pre_processing import PreProcessor
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
+from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 
 def resizing(image_size: tuple[int, int], *, imagenet_normalization: bool) -> PreProcessor:
@@ -15,10 +15,11 @@ def resizing(image_size: tuple[int, int], *, imagenet_normalization: bool) -> Pr
         imagenet_normalization: subtract ImageNet's mean and divide by its deviation.
     """
     # anomalib's exported models resize without antialiasing; trained and deployed models must see the same image.
-    transforms: list[Transform] = [Resize(image_size, antialias=False)]
-    if imagenet_normalization:
-        transforms.append(Normalize(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD))
-    return PreProcessor(transform=Compose(transforms))
+    resize = Resize(image_size, antialias=False)
+    if not imagenet_normalization:
+        # Not in a Compose of its own: anomalib's tiled ensemble takes the size out, and an empty one is refused.
+        return PreProcessor(transform=resize)
+    return PreProcessor(transform=Compose([resize, Normalize(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)]))
 
 
 def check_unconfigured(

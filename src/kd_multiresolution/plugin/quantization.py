@@ -12,6 +12,8 @@ import torch.nn.functional as F  # noqa: N812
 from anomalib.data import AnomalibDataModule, ImageBatch
 from torch import Tensor
 
+from kd_multiresolution.plugin.image_files import ImageFileCheck
+
 SOURCE = "model.source."  # of the names of its weights in an exported model
 
 
@@ -19,15 +21,16 @@ def quantize_source(model: Any, datamodule: AnomalibDataModule) -> Any:
     """Return an OpenVINO model whose source computes its convolutions in INT8.
 
     Args:
-        model: an ``openvino.Model``, as it was exported from :class:`kd_multiresolution.KdMultiresolution`.
+        model: an ``openvino.Model``, as it was exported from a model of ours.
         datamodule: its training images calibrate the ranges; no validation or test image takes part.
 
     Raises:
-        ValueError: if the model has no convolution of the source.
+        ValueError: if the model has no convolution of the source, or an image would be read wrongly.
     """
     import nncf  # comes with the extra "export"
 
     datamodule.setup("fit")
+    ImageFileCheck().check_dataset(datamodule.train_data)
     height, width = (model.input(0).partial_shape[axis] for axis in (2, 3))
 
     def images(batch: ImageBatch) -> Any:

@@ -1,7 +1,7 @@
 """Registration with anomalib: what makes ``anomalib train --model kd_multiresolution`` and its relatives work.
 
 anomalib has no plugin interface. Its registry is "direct subclasses of ``AnomalibModule`` that have been imported"; the
-files below ``src/startup`` see to the import, and the module that defines our model calls this function at its end, so
+files below ``src/startup`` see to the import, and each module that defines a model calls this function at its end, so
 that every order of imports works.
 """
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import statistics
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,15 +18,16 @@ from anomalib.data import AnomalibDataModule, ImageBatch
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import Compose, Normalize, Transform
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
+from kd_multiresolution.plugin.image_files import ImageFileCheck
 from kd_multiresolution.results.raw_metrics import Predictions, check_both_kinds, raw_metrics
 from kd_multiresolution.training.convergence import ConvergenceStopping
+from kd_multiresolution.training.evaluation_mode import evaluation_mode
 
 logger = logging.getLogger(__name__)
 
@@ -88,12 +88,13 @@ class EvaluationAfterConvergence(ConvergenceStopping):
         return {"": pl_module.model}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that there is something to evaluate on, before hours of training."""
+        """Check that there is something to evaluate on, and that it can be read aright, before hours of training."""
         del pl_module
         datamodule = getattr(trainer, "datamodule", None)
         if not isinstance(datamodule, AnomalibDataModule):
             msg = f"{type(self).__name__} evaluates on the test set of anomalib's data modules: give fit a datamodule."
             raise ValueError(msg)
+        ImageFileCheck().check_dataset(datamodule.test_data)
         check_both_kinds(int(datamodule.test_data.samples["label_index"].sum()), len(datamodule.test_data), "images")
 
     def on_epoch_loss(self, trainer: Trainer) -> None:
@@ -143,9 +144,7 @@ class EvaluationAfterConvergence(ConvergenceStopping):
         # Not the batch's: anomalib drops the paths of a batch whose first image is normal.
         mask_files = {i: m for i, m in zip(samples["image_path"], samples["mask_path"], strict=True) if m}
         predictions: dict[str, list[Predictions]] = {prefix: [] for prefix in models}
-        # Loaders draw a seed from the global generator, even without workers.
-        with isolate_rng(), _evaluation_mode(models.values()), torch.no_grad():
-            pl_module.on_validation_start()  # where a model sets what is normal to it
+        with evaluation_mode(models.values()):
             for index, on_host in enumerate(datamodule.test_dataloader()):
                 coverage = read_coverage(on_host, mask_files, pl_module.pre_processor)
                 batch: ImageBatch = trainer.strategy.batch_to_device(on_host)
@@ -255,16 +254,3 @@ def _logged(values: list[float]) -> dict[str, float]:
     summary = spread(values)
     several = {} if summary["std"] is None else {"_mean": summary["mean"], "_std": summary["std"]}
     return {"": values[-1], **several}
-
-
-@contextmanager
-def _evaluation_mode(models: Any) -> Iterator[None]:
-    """Put models into evaluation mode; afterwards each of their modules is in the mode it was found in."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -1,38 +1,134 @@
-"""Heat maps as in the paper's Fig. 6: low scores are omitted, so that the image shows where nothing is wrong."""
+"""Pictures of what the model saw: anomalib's, and heat maps as in the paper's Fig. 6, where low scores are omitted."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-import torch.nn.functional as F  # noqa: N812
 from anomalib.data import ImageBatch, ImageItem
-from anomalib.utils.path import generate_output_filename
 from anomalib.visualization import ImageVisualizer
-from anomalib.visualization.image.functional import (
-    create_image_grid,
-    overlay_image,
-    visualize_anomaly_map,
-)
+from anomalib.visualization.image.functional import add_text_to_image, dynamic_font_size
 from anomalib.visualization.image.item_visualizer import visualize_image_item
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_image
 
 from kd_multiresolution.plugin.arguments import check_types
+from kd_multiresolution.results.drawing import heat_map, mask, together
+from kd_multiresolution.results.judged import MIDDLE, JudgedRun, Scale
 
-ALPHA = 0.5  # opacity of the heat map, as anomalib's
+SMALLEST_TEXT, MARGIN = 8, 10  # pixels
+OWN_RANGE = "raw, in its own range"
 
 
-class ThresholdVisualizer(ImageVisualizer):
+class FrameVisualizer(ImageVisualizer):
+    """anomalib's visualizer, with pictures of what the model saw; the default of our models.
+
+    anomalib's own shows the whole file as a square, also where a pre-processor has cropped it, beside masks and maps of
+    the crop. Here all pictures of an image show the same part of the file, in the file's proportions; ``field_size``
+    says how many pixels each has. No picture overwrites another one: where images would share a name, the names are
+    longer than anomalib's. A map without a threshold has colours of its own range, and the picture says so.
+
+    Args:
+        **kwargs: as anomalib's.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.run = _anomalibs()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what an exported model needs: nothing of the last run."""
+        return {**self.__dict__, "run": _anomalibs()}
+
+    def draw(self, item: ImageItem) -> Image.Image | None:
+        """Return the pictures of one image side by side, or ``None`` if there is none of what is asked for."""
+        picture = self._seen(item)
+        shown: dict[str, Any] = {"image": to_image(picture), "image_path": None}
+        if item.anomaly_map is not None:
+            shown["anomaly_map"] = self.run.maps.colours(item.anomaly_map)
+        if not self.run.maps.decides:
+            shown["pred_mask"] = None
+        frame = item.update(in_place=False, **shown)
+        drawn = visualize_image_item(
+            frame,
+            fields=self.fields,
+            overlay_fields=self.overlay_fields,
+            field_size=picture.size,
+            fields_config=self.fields_config,
+            overlay_fields_config=self.overlay_fields_config,
+            text_config={**self.text_config, "size": self.text_config["size"] or _text_size(picture)},
+        )
+        panels = [*((field, []) for field in self.fields), *self.overlay_fields]
+        there = [[base, *over] for base, over in panels if getattr(frame, base, None) is not None]
+        of_maps = [number for number, names in enumerate(there) if "anomaly_map" in names]
+        return self._noted(drawn, item, picture, of_maps[0]) if drawn and of_maps else drawn
+
+    def visualize(self, predictions: Any) -> Image.Image | list[Image.Image | None] | None:
+        """Return as anomalib's: a picture of one image, or a list of those of a batch.
+
+        Args:
+            predictions: an image or a batch. Of tensors, those of the last test or prediction are shown in its frame.
+        """
+        if isinstance(predictions, ImageItem):
+            return self.draw(predictions)
+        if isinstance(predictions, ImageBatch):
+            drawn = [self.draw(item) for item in predictions]
+            return drawn[0] if len(drawn) == 1 else drawn
+        return super().visualize(predictions)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See what decides, and what the model sees of its images."""
+        self.run = JudgedRun.of(trainer, pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do as :meth:`on_test_start`."""
+        self.on_test_start(trainer, pl_module)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: ImageBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw every image of the batch into a file."""
+        del pl_module, outputs
+        folder = Path(self.output_dir or Path(trainer.default_root_dir) / "images")
+        for number, item in enumerate(batch):
+            path = getattr(item, "image_path", None)
+            name = self.run.names(path) if path else f"{dataloader_idx}_{batch_idx:05d}_{number:03d}.png"
+            if (drawn := self.draw(item)) is not None:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                drawn.save(folder / name)
+
+    def _seen(self, item: ImageItem) -> Image.Image:
+        return self.run.view.picture(cast("Tensor", item.image), getattr(item, "image_path", None), self.field_size)
+
+    def _noted(self, drawn: Image.Image, item: ImageItem, picture: Image.Image, number: int) -> Image.Image:
+        """Return pictures side by side with a note on a heat map among them if its colours are no other one's."""
+        scale = self.run.maps
+        config = dict(self.text_config)
+        if item.anomaly_map is None or not scale.has_own_range(item.anomaly_map) or not config.pop("enable"):
+            return drawn
+        config["size"] = config["size"] or _text_size(picture)
+        position = (number * picture.width + MARGIN, picture.height - 2 * config["size"])
+        return add_text_to_image(drawn, OWN_RANGE, position=position, **config)
+
+
+class ThresholdVisualizer(FrameVisualizer):
     """Draws image, mask and the image under its heat map, the last only where a score is high enough.
 
-    anomalib's own visualizer covers the whole image. This one needs a map, and a post-processor that normalises it.
+    :class:`FrameVisualizer` covers the whole image. This one needs a map, and a post-processor that normalises it.
     Use it as ``visualizer=ThresholdVisualizer()``, or ``--model.visualizer kd_multiresolution.ThresholdVisualizer``.
 
     Args:
-        omit_below: normalised score, in [0, 1], below which pixels are omitted; 0.5 is the pixel threshold.
-        field_size: width and height of each of the pictures in pixels.
+        omit_below: normalised score, in [0, 1], below which pixels are omitted. Default: those are shown that the
+            post-processor marks.
+        field_size: a width and a height: each of the pictures has as many pixels, in the proportions of the file.
         output_dir: folder to write to; default: as anomalib's visualizer.
 
     Raises:
@@ -42,12 +138,12 @@ class ThresholdVisualizer(ImageVisualizer):
 
     def __init__(
         self,
-        omit_below: float = 0.5,
+        omit_below: float | None = None,
         field_size: tuple[int, int] = (256, 256),
         output_dir: str | Path | None = None,
     ) -> None:
         check_types(ThresholdVisualizer.__init__, locals())
-        if not 0 <= omit_below <= 1:
+        if omit_below is not None and not 0 <= omit_below <= 1:
             msg = f"omit_below={omit_below!r}: expected a normalised score, 0 to 1."
             raise ValueError(msg)
         if min(field_size) < 1:
@@ -60,7 +156,7 @@ class ThresholdVisualizer(ImageVisualizer):
         """Return the pictures of one image side by side: image, true mask where there is one, heat map.
 
         Args:
-            item: predictions of one image; its ``anomaly_map``, (H, W) or (1, H, W), is normalised.
+            item: predictions of one image; before any test or prediction, its map is taken for normalised.
 
         Raises:
             ValueError: if there is no anomaly map.
@@ -68,39 +164,27 @@ class ThresholdVisualizer(ImageVisualizer):
         if item.anomaly_map is None:
             msg = "anomaly_map=None: this model gives scores alone. Use visualizer=False (--model.visualizer false)."
             raise ValueError(msg)
-        plain: dict[str, Any] = {"field_size": self.field_size, "text_config": {"enable": False}}
-        picture, mask = (visualize_image_item(item, fields=[field], **plain) for field in ("image", "gt_mask"))
-        picture = cast("Image.Image", picture).convert("RGB")
-        width, height = self.field_size
-        scores = item.anomaly_map.detach().float().reshape(1, 1, *item.anomaly_map.shape[-2:])
-        scores = F.interpolate(scores, size=(height, width), mode="bilinear", align_corners=False)[0, 0].cpu()
-        heat = overlay_image(picture, visualize_anomaly_map(scores.clamp(0, 1)), alpha=ALPHA).convert("RGB")
-        shown = Image.fromarray(((scores >= self.omit_below) * 255).to(torch.uint8).numpy())
-        pictures = [picture, *([mask] if mask else []), Image.composite(heat, picture, shown)]
-        return create_image_grid(pictures, nrow=len(pictures))
+        picture = self._seen(item)
+        scale = self.run.maps
+        colours = scale.colours(item.anomaly_map)
+        if self.omit_below is None or scale.has_own_range(item.anomaly_map):
+            inside = scale.marked(item.anomaly_map, item.pred_mask)
+        else:
+            inside = colours - self.omit_below + MIDDLE
+        true = [] if item.gt_mask is None else [mask(item.gt_mask, picture)]
+        drawn = [picture, *true, heat_map(picture, colours, inside)]
+        return self._noted(together(drawn), item, picture, len(drawn) - 1)
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: ImageBatch,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        """Draw every image of the batch into a file, named as anomalib names them."""
-        del pl_module, outputs, args, kwargs
-        if self.output_dir is None:
-            self.output_dir = Path(trainer.default_root_dir) / "images"
-        data = getattr(trainer, "datamodule", None)
-        for item in batch:
-            file = generate_output_filename(
-                input_path=item.image_path or "",
-                output_path=self.output_dir,
-                dataset_name=getattr(data, "name", None),
-                category=getattr(data, "category", None),
-            )
-            self.draw(item).save(file)
+
+def _anomalibs() -> JudgedRun:
+    """Return what is known of images without a test or a prediction: anomalib's maps have 0.5 as their threshold."""
+    return JudgedRun(maps=Scale("normalised", MIDDLE))
+
+
+def _text_size(picture: Image.Image) -> int:
+    """Return the size of anomalib's titles, or less in a narrow picture, so that its longest one is whole."""
+    longest = "Image + Anomaly Map"
+    return min(dynamic_font_size(picture.size), max(SMALLEST_TEXT, 2 * picture.width // (len(longest) + 2)))
 
 
 def check_drawable(visualizer: object, post_processor: object, *, has_maps: bool) -> None:

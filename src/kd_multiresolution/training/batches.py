@@ -9,6 +9,7 @@ import torch
 from anomalib.data import AnomalibDataset, ImageBatch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from kd_multiresolution.training.image_memory import RememberedImages
 
@@ -20,8 +21,24 @@ def training_batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[A
         trainer: whose training is about to start, or under way.
         pl_module: anomalib's, with a pre-processor.
     """
+    return _prepared(trainer, pl_module, cast("Iterable[ImageBatch]", trainer.train_dataloader))
+
+
+def batches_in_order(trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
+    """Yield all training images, as :func:`training_batches`, but in the order of their data set: always the same."""
+    loader = cast("DataLoader[Any]", trainer.train_dataloader)
+    in_order = DataLoader(
+        loader.dataset,
+        batch_size=loader.batch_size or 1,  # a batch sampler has no size
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+    )
+    return _prepared(trainer, pl_module, in_order)
+
+
+def _prepared(trainer: Trainer, pl_module: LightningModule, loader: Iterable[ImageBatch]) -> Iterator[Any]:
     pre_processor = cast("Any", pl_module).pre_processor
-    for batch_on_host in cast("Iterable[ImageBatch]", trainer.train_dataloader):
+    for batch_on_host in loader:
         batch = trainer.strategy.batch_to_device(batch_on_host)
         if isinstance(pre_processor, Callback):
             pre_processor.on_train_batch_start(trainer, pl_module, batch, 0)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from kd_multiresolution.training.allocator import hold_freed_memory, release_freed_memory
+from kd_multiresolution.training.batches import batches_in_order
 from kd_multiresolution.training.feature_cache import FeatureCache, changing_part, check_cache_arguments
 from kd_multiresolution.training.feature_stores import GIB
 from kd_multiresolution.training.image_memory import RememberedImages, remembering_loader
@@ -21,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingCache(Callback):
-    """Keeps training images and the source's features of them for the length of one fit.
+    """Keeps the images of training and validation, and the source's features of them, for the length of one fit.
 
     It changes no figure, and stays out of the way where images change from epoch to epoch.
 
@@ -40,7 +44,8 @@ class TrainingCache(Callback):
         self.memory = memory
         self.folder = folder
         self.features: FeatureCache | None = None
-        self._replaced: tuple[AnomalibDataModule, object] | None = None
+        self.features_of_validation: FeatureCache | None = None
+        self._replaced: list[tuple[AnomalibDataModule, str, object]] = []
 
     def source_features(self, source: FeatureCache.Source, paths: Sequence[str] | None, images: Tensor) -> list[Tensor]:
         """Return the source's features of training images.
@@ -57,20 +62,32 @@ class TrainingCache(Callback):
             return source(images)
         return self.features.features(paths, images)
 
+    def validation_features(
+        self, source: FeatureCache.Source, paths: Sequence[str] | None, images: Tensor
+    ) -> list[Tensor]:
+        """Return the source's features of validation images, as :meth:`source_features`; always in full precision."""
+        if self.features_of_validation is None or paths is None:
+            return source(images)
+        return self.features_of_validation.features(paths, images)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Have the data module's training images read, if they stay the same and fit into half of the memory.
+        """Have the data module's images read once, if they stay the same and fit into half of the memory.
 
         That is before anything, such as a schedule of the learning rate, asks for the trainer's loader.
         """
-        datamodule = getattr(trainer, "datamodule", None)
+        datamodule = trainer.fit_loop._data_source.instance  # trainer.datamodule may be that of an earlier run
         if stage != "fit" or self.dtype is None or not isinstance(datamodule, AnomalibDataModule):
             return
-        loader = datamodule.train_dataloader()
-        if _changing_data(loader.dataset, pl_module) is None:
-            progress = trainer.progress_bar_callback is not None and trainer.is_global_zero
-            remembering = remembering_loader(loader, memory=self.memory / 2, progress=progress)
-            self._replaced = datamodule, vars(datamodule).get("train_dataloader")
-            datamodule.train_dataloader = lambda: remembering  # type: ignore[method-assign]
+        progress = trainer.progress_bar_callback is not None and trainer.is_global_zero
+        free = self.memory / 2
+        for name in ("train_dataloader", *(["val_dataloader"] if trainer.limit_val_batches else [])):
+            loader = getattr(datamodule, name)()
+            if not isinstance(loader, DataLoader) or _changing_data(loader.dataset, pl_module) is not None:
+                continue
+            remembering = remembering_loader(loader, memory=free, progress=progress)
+            free -= _gib_of_images(remembering.dataset)
+            self._replaced.append((datamodule, name, vars(datamodule).get(name)))
+            setattr(datamodule, name, partial(_loader, remembering))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep freed memory."""
@@ -79,21 +96,38 @@ class TrainingCache(Callback):
             hold_freed_memory()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make an empty cache of features, if images stay the same."""
+        """Compute the features of all images, if those stay the same.
+
+        Their last digits depend on which images a network sees together. In the order of the data set a resumed
+        training computes them as the first one did.
+        """
+        if trainer.enable_validation:
+            trainer.fit_loop.epoch_loop.val_loop.setup_data()  # asks for the loader, as it would later
         self._give_back()
         dataset = getattr(trainer.train_dataloader, "dataset", None)
-        if self.dtype is None:
+        if self.dtype is None or cast("Any", trainer).fast_dev_run:
             return
-        remembered = isinstance(dataset, RememberedImages)
-        if not remembered and (changing := _changing_data(dataset, pl_module)):
+        if changing := _changing_data(dataset, pl_module):
             logger.info("Images are read and the source's features computed in every epoch, because of %s.", changing)
             return
-        self.features = FeatureCache(
-            cast("Any", pl_module).model.source,
-            len(cast("AnomalibDataset", dataset)),
-            memory=self.memory - (dataset.nbytes / GIB if isinstance(dataset, RememberedImages) else 0),
-            folder=self.folder,
-            dtype=self.dtype,
+        source, count = cast("Any", pl_module).model.source, len(cast("AnomalibDataset", dataset))
+        memory = self.memory - _gib_of_images(dataset)
+        self.features = FeatureCache(source, count, memory=memory, folder=self.folder, dtype=self.dtype)
+        # The global random generator decides the order of the images; a look ahead must not change it.
+        with torch.random.fork_rng(), trainer.precision_plugin.train_step_context():
+            for batch in batches_in_order(trainer, pl_module):
+                self.features.features(batch.image_path, cast("Any", pl_module).model.checked_images(batch.image))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make an empty cache of features of the validation images, if they stay the same."""
+        if self.features is None or self.features_of_validation is not None:
+            return
+        datasets = [loader.dataset for loader in _flat(trainer.val_dataloaders)]
+        if len(datasets) != 1 or _changing_data(datasets[0], pl_module):
+            return
+        memory = max(self.features.memory - self.features.gib_in_memory - _gib_of_images(datasets[0]), 0)
+        self.features_of_validation = FeatureCache(
+            self.features.source, len(cast("AnomalibDataset", datasets[0])), memory=memory, folder=self.folder
         )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -102,24 +136,43 @@ class TrainingCache(Callback):
         self._give_back()
         self.on_train_end(trainer, pl_module)
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Do so as well where there was nothing left to train."""
+        del stage
+        self._give_back()
+        self.on_train_end(trainer, pl_module)
+
     def _give_back(self) -> None:
-        """Leave the data module as the user made it: the trainer has its loader now."""
-        if self._replaced is not None:
-            datamodule, own = self._replaced
-            del datamodule.train_dataloader
+        """Leave the data module as the user made it: the trainer has its loaders now."""
+        for datamodule, name, own in reversed(self._replaced):
+            delattr(datamodule, name)
             if own is not None:
-                vars(datamodule)["train_dataloader"] = own
-            self._replaced = None
+                vars(datamodule)[name] = own
+        self._replaced = []
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Free everything."""
         del trainer, pl_module
-        self.features = None
+        self.features = self.features_of_validation = None
         release_freed_memory()
+
+
+def _loader(loader: DataLoader[Any]) -> DataLoader[Any]:
+    return loader
+
+
+def _gib_of_images(dataset: object) -> float:
+    return dataset.nbytes / GIB if isinstance(dataset, RememberedImages) else 0.0
+
+
+def _flat(loaders: object) -> list[Any]:
+    return loaders if isinstance(loaders, list) else [] if loaders is None else [loaders]
 
 
 def _changing_data(dataset: object, pl_module: LightningModule) -> object:
     """Return what keeps the training images from being the same in every epoch, or ``None``."""
+    if isinstance(dataset, RememberedImages):
+        return None
     if not isinstance(dataset, AnomalibDataset):
         return "a data set that is not anomalib's"
     if not dataset.samples.image_path.is_unique:

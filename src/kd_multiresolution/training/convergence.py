@@ -48,11 +48,6 @@ class ConvergenceStopping(Callback):
         before, last = (sum(losses) for losses in (self.losses[: self.window], self.losses[self.window :]))
         return last >= before * (1 - self.tolerance)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a new mean."""
-        del trainer, pl_module
-        self._sum, self._images = 0.0, 0
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -65,6 +60,7 @@ class ConvergenceStopping(Callback):
             return
         loss = trainer.strategy.reduce(torch.as_tensor(self._sum / self._images), reduce_op="mean")
         self.losses = [*self.losses, float(loss)][-2 * self.window :]
+        self._sum, self._images = 0.0, 0
         self.on_epoch_loss(trainer)
 
     def on_epoch_loss(self, trainer: Trainer) -> None:
@@ -83,9 +79,10 @@ class ConvergenceStopping(Callback):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the losses of the last two windows."""
-        return {"losses": list(self.losses)}
+        """Return the losses of the last two windows, and of the epoch under way the sum so far."""
+        return {"losses": list(self.losses), "sum": float(self._sum), "images": self._images}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the losses."""
         self.losses = list(state_dict["losses"])
+        self._sum, self._images = state_dict.get("sum", 0.0), state_dict.get("images", 0)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from itertools import chain, islice
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,20 +19,36 @@ STRIDE = 1_000_003  # between the seeds of epochs: those of two trainings must n
 class EpochSeeds(Callback):
     """Seeds every epoch by its number, so that a resumed training sees what an uninterrupted one does.
 
+    A training that is resumed within an epoch goes on with the batches that were left. Lightning alone would begin with
+    the epoch's first ones, unless the user's own loader remembers where it was.
+
     Args:
         seed: of the training; Lightning's ``seed_everything`` takes precedence.
+
+    Attributes:
+        first_epoch: in which the training begins.
+        is_resumed: whether it goes on with another.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.first_epoch = 0
+        self.is_resumed = False
+        self._batches_before = 0  # of the first epoch
         self._is_first_seeded = False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Remember in which epoch a resumed training begins."""
+        """Remember where a resumed training begins."""
         del pl_module
-        if trainer.state.fn == TrainerFn.FITTING:
-            self.first_epoch = checkpoint["epoch"] + 1
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        loop = checkpoint["loops"]["fit_loop"]
+        epochs, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]
+        is_within = epochs["ready"] > epochs["processed"]
+        is_done = is_within and batches["is_last_batch"]  # but for what follows an epoch's steps, such as validation
+        self.first_epoch = epochs["processed"] + is_done
+        self.is_resumed = True
+        self._batches_before = batches["current"]["processed"] if is_within and not is_done else 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed the first epoch, unless it is: Lightning asks for its batches before it starts."""
@@ -38,6 +56,20 @@ class EpochSeeds(Callback):
         if not self._is_first_seeded:
             self.seed_first()
         self._is_first_seeded = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Pass over the batches that a resumed training's first epoch has had before."""
+        del pl_module
+        if not self.is_resumed:
+            return
+        fetcher = cast("Any", trainer.fit_loop)._data_fetcher
+        if not hasattr(trainer.train_dataloader, "load_state_dict"):
+            for _ in range(self._batches_before):
+                next(fetcher)
+            fetcher.fetched = 0  # Lightning counts them itself
+        # The order is drawn with the first batch, before Lightning, where it passes over a validation, draws as well.
+        batches = iter(partial(next, fetcher.iterator), None)
+        fetcher.iterator = chain([*islice(batches, 1)], batches)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed the epoch, but not the first one again, whose first batches have been asked for."""
@@ -48,7 +80,7 @@ class EpochSeeds(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the next training begin anew."""
         del trainer, pl_module
-        self.first_epoch = 0
+        self.first_epoch, self.is_resumed, self._batches_before = 0, False, 0
 
     def seed_first(self) -> None:
         """Seed the first epoch, for whoever asks for its batches earlier still."""

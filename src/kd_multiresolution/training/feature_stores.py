@@ -50,6 +50,11 @@ class MemoryStore:
         self.capacity = capacity
         self._levels = [torch.empty(capacity, *shape, dtype=dtype, device=device) for shape in shapes]
 
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return sum(level.nbytes for level in self._levels)
+
     def write(self, row: int, levels: Sequence[Tensor]) -> None:
         """Keep the features of an image."""
         for kept, level in zip(self._levels, levels, strict=True):
@@ -104,4 +109,4 @@ class FileStore:
             self._file.seek(row * self._row_bytes)
             self._file.readinto(record.data)
         parts = torch.split(flat, self._counts, dim=1)
-        return [part.view(len(rows), *shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        return [part.contiguous().view(len(rows), *shape) for part, shape in zip(parts, self._shapes, strict=True)]

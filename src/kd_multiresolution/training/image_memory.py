@@ -63,7 +63,7 @@ def remembering_loader(loader: DataLoader[ImageItem], *, memory: float, progress
     reading = DataLoader(dataset, batch_size=None, num_workers=loader.num_workers, collate_fn=_as_it_is)
     items: Iterator[ImageItem] = iter(reading)
     if progress:
-        items = iter(track(items, description="Reading training images", total=len(dataset)))
+        items = iter(track(items, description="Reading images", total=len(dataset)))
     # Copies: what loader processes send lives in shared memory, one open file per tensor.
     remembered = RememberedImages([copy.deepcopy(item) for item in items])
     return DataLoader(

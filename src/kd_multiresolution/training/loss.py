@@ -53,7 +53,7 @@ class FiniteLoss(Callback):
         sick = [
             path
             for batch in training_batches(trainer, pl_module)
-            for path, image in zip(batch.image_path or (), batch.image, strict=False)
+            for path, image in zip(getattr(batch, "image_path", None) or (), batch.image, strict=False)
             if not bool(image.isfinite().all())
         ]
         rate = cast("Any", pl_module).learning_rate

@@ -1,4 +1,4 @@
-"""The optimisers: Adam for the paper's variant, Muon for the dual one."""
+"""The optimisers: Adam for weights of any type, and Muon without bfloat16."""
 
 from __future__ import annotations
 

@@ -1,0 +1,176 @@
+"""What held-out images, as they are, out of focus and with painted defects, make of the model."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from kd_multiresolution.dual.calibration import (
+    FEWEST_TO_JUDGE_BY,
+    ImageScore,
+    _differ_as_a_whole,
+    _weigh_families,
+    calibrate,
+    gains,
+    mean_and_deviation,
+)
+from kd_multiresolution.dual.maps import top_mean
+from kd_multiresolution.dual.painted_defects import out_of_focus, painted
+from kd_multiresolution.dual.standardization import SMALLEST_DEVIATION
+from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
+from tests.dual.calibrated import SIZE, alone, calibrated, pictures
+
+
+def test_what_differs_as_a_whole_is_judged_as_a_whole() -> None:
+    """Pictures of one thing are judged by their defects, but not noise, in which a paste of noise is lost."""
+    noise = pictures(FEWEST_TO_JUDGE_BY, seed=3)
+    assert calibrated(KdMultiresolutionDualModel("light_vgg"), noise).judged_as_whole
+    assert not calibrated(KdMultiresolutionDualModel("light_vgg"), noise[:1] + 0.02 * noise).judged_as_whole
+    assert not calibrated(KdMultiresolutionDualModel("light_vgg"), noise[1:]).judged_as_whole, "too few to tell"
+
+
+@pytest.mark.parametrize("image_score", ["defects", "whole"])
+@pytest.mark.parametrize(("count", "seed"), [(6, 0), (FEWEST_TO_JUDGE_BY, 3)], ids=["by defects", "as a whole"])
+def test_the_image_score_can_be_chosen_whatever_the_images_say(count: int, seed: int, image_score: ImageScore) -> None:
+    images = pictures(count, seed=seed)
+    found = calibrated(KdMultiresolutionDualModel("light_vgg"), images).judged_as_whole
+    assert found == (seed == 3)
+    model = calibrated(KdMultiresolutionDualModel("light_vgg"), images, image_score)
+    assert model.judged_as_whole == (image_score == "whole")
+    features = model.source(model.checked_images(images))
+    local, overall = model.predictions(features)
+    of_defects = model.of_defects(model.families(features, local, overall))
+    expected = {"defects": of_defects, "whole": model.as_a_whole(features, local)}[image_score]
+    torch.testing.assert_close(model(images).pred_score, expected)
+
+
+def test_the_log_says_how_images_are_judged_and_why(caplog: pytest.LogCaptureFixture) -> None:
+    noise = pictures(FEWEST_TO_JUDGE_BY, seed=3)
+    with caplog.at_level("INFO"):
+        for images in (noise, noise[:1] + 0.02 * noise, noise[1:]):
+            calibrated(KdMultiresolutionDualModel("light_vgg"), images)
+    whole, defects, few = caplog.messages[-3:]
+    raises = r"a painted defect raises the mean of a map by \d\.\d\d deviations"
+    assert re.fullmatch(f"Images are judged as a whole: {raises}.", whole)
+    assert re.fullmatch(f"Images are judged by their defects: {raises}.", defects)
+    assert few == "Images are judged by their defects: 7 held-out images are too few to tell."
+
+
+def test_maps_count_by_the_cube_of_what_a_defect_raises_them() -> None:
+    """Three maps, of other scales, one raised by blur; defects raise them by two, one and minus one deviation."""
+    model = KdMultiresolutionDualModel("light_vgg")
+    model.family_weight = torch.ones(3)
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(20, 3, generator=generator) * torch.tensor([1.0, 10.0, 0.1])
+    blurred = normal + torch.tensor([0.0, 40.0, 0.0])
+    deviation = torch.cat([normal, blurred]).std(0)
+    assert deviation[1] > 2 * normal.std(0)[1]
+    raised = torch.tensor([2.0, 1.0, -1.0]) * deviation
+    _weigh_families(model, normal, blurred, torch.cat([normal + 0.5 * raised, normal + 1.5 * raised]), alone)
+    torch.testing.assert_close(model.family_weight, torch.tensor([8 / 9, 1 / 9, 0.0]) / deviation)
+    _weigh_families(model, normal, blurred, torch.cat([normal + 100 * raised, normal - 0.2 * raised]), alone)
+    gains = torch.tensor([5 - 0.4, 5 - 0.2, -5 + 0.2])
+    share = gains.clamp_min(0).pow(3)
+    torch.testing.assert_close(model.family_weight, share / share.sum() / deviation)
+
+
+def test_maps_that_no_defect_raises_count_alike() -> None:
+    model = KdMultiresolutionDualModel("light_vgg")
+    model.family_weight = torch.ones(3)
+    normal = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    _weigh_families(model, normal, normal, normal - 1, alone)
+    torch.testing.assert_close(model.family_weight * torch.cat([normal, normal]).std(0), torch.full((3,), 1 / 3))
+
+
+def test_gains_are_those_of_all_processes_and_no_defect_counts_more_than_five_deviations() -> None:
+    """One process's images are never raised, another's by two deviations; one map is constant."""
+    normal = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    normal[:, 2] = 1
+    deviation = normal.std(0)
+    none, two = torch.zeros(8, 3), torch.tensor([2.0, -9.0, 0.0]) * deviation
+    others = [torch.cat([part.sum(0), torch.tensor([8.0])]) for part in (none, torch.tensor([2.0, -5, 0]).expand(8, 3))]
+    both = sum(others[1:], others[0])
+
+    def reduce(tensor: torch.Tensor) -> torch.Tensor:
+        """Sum of two processes: the moments of equal rows are twice one's, the gains those above."""
+        return both.to(tensor) if tensor.shape == both.shape else 2 * tensor
+
+    found, unit = gains(normal, normal + two, normal, reduce)
+    torch.testing.assert_close(found, torch.tensor([1.0, -2.5, 0.0], dtype=torch.float64))
+    alone_found, _ = gains(normal, normal + two, normal, alone)
+    torch.testing.assert_close(alone_found, torch.tensor([2.0, -5.0, 0.0], dtype=torch.float64))
+    assert (unit > 0).all()
+
+
+@pytest.mark.parametrize(("raised", "as_whole"), [(0.5, True), (0.7, False)])
+def test_one_map_whose_mean_a_defect_raises_is_enough_to_judge_by_defects(raised: float, as_whole: bool) -> None:
+    normal = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    deviation = torch.cat([normal, normal]).double().std(0)
+
+    def reduce(tensor: torch.Tensor) -> torch.Tensor:
+        """Sum of two processes with the same images."""
+        return 2 * tensor
+
+    defective = normal.double()
+    defective[:, 3] += raised * deviation[3]
+    assert _differ_as_a_whole(normal, defective, reduce) == as_whole
+    assert not _differ_as_a_whole(normal, defective, alone), "four images are too few to tell"
+
+
+def test_maps_are_weighed_by_their_blurred_tops(model: KdMultiresolutionDualModel) -> None:
+    images = model.checked_images(pictures(6))
+    kinds = [images, out_of_focus(images), painted(images, torch.Generator().manual_seed(0))]
+    families = [model.families(features, *model.predictions(features)) for features in map(model.source, kinds)]
+    normal, blurred, defective = (top_mean(model.blurred(maps)) for maps in families)
+    gain, deviation = gains(normal, defective, torch.cat([normal, blurred]), alone)
+    share = gain.clamp_min(0) ** 3
+    torch.testing.assert_close(model.family_weight.double(), share / share.sum() / deviation, rtol=1e-3, atol=1e-5)
+
+
+def test_images_are_judged_by_the_means_of_position_wise_maps(caplog: pytest.LogCaptureFixture) -> None:
+    images = pictures(FEWEST_TO_JUDGE_BY, seed=3)
+    model = KdMultiresolutionDualModel("light_vgg")
+    with caplog.at_level("INFO"):
+        calibrated(model, images)
+    kinds = [images, painted(images, torch.Generator().manual_seed(0))]
+    families = [model.families(features, *model.predictions(features)) for features in map(model.source, kinds)]
+    normal, defective = (maps[:, :5].double().mean((2, 3)) for maps in families)
+    expected = float(gains(normal, defective, normal, alone)[0].max())
+    assert f"the mean of a map by {expected:.2f} deviations" in caplog.messages[-1]
+
+
+def test_a_process_without_held_out_images_takes_the_others_statistics() -> None:
+    model = KdMultiresolutionDualModel("light_vgg")
+    nothing = model.source(model.checked_images(pictures(0)))
+    scores, peaks = calibrate(
+        model, nothing, blurred=nothing, defective=nothing, image_size=SIZE, image_score="auto",
+        reduce=lambda tensor: tensor + 2,
+    )  # fmt: skip
+    assert scores.count == peaks.count == 2
+    assert model.family_weight.isfinite().all()
+    assert all(error.root_mean_square.allclose(torch.ones(())) for error in (*model.value, *model.disagreement))
+
+
+def test_each_map_of_normal_images_is_one_on_average_and_compares_who_it_says() -> None:
+    model, images = KdMultiresolutionDualModel("light_vgg"), pictures(6)
+    calibrated(model, images)
+    features = model.source(images)
+    local, overall = model.predictions(features)
+    for source, near, far, value, disagreement in zip(
+        features[1:], local, overall, [*model.value, None], model.disagreement, strict=True
+    ):
+        for error, difference in ((disagreement, near - far), (value, source - near)):
+            if error is not None:
+                mean_square = difference.square().mean((0, 2, 3))
+                least = SMALLEST_DEVIATION * mean_square.mean().sqrt()  # of a channel that is always zero
+                torch.testing.assert_close(error.root_mean_square, mean_square.sqrt().clamp_min(least))
+
+
+def test_statistics_over_processes_are_those_of_all_rows() -> None:
+    rows = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    mean, deviation, count = mean_and_deviation(rows, lambda tensor: tensor)
+    assert count == 20
+    torch.testing.assert_close(mean, rows.mean(0))
+    torch.testing.assert_close(deviation, rows.std(0))

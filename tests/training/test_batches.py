@@ -1,0 +1,91 @@
+"""Training images that do not come from anomalib's data sets: all that is asked of them is a name each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from anomalib.data import Folder, ImageBatch, ImageItem
+from anomalib.engine import Engine
+from anomalib.models import AnomalibModule
+from torch.utils.data import DataLoader, Dataset
+
+from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
+from kd_multiresolution.training.batches import paths_of
+
+BOTH = (KdMultiresolution, KdMultiresolutionDual)
+
+
+class Pictures(Dataset[ImageItem]):
+    """A plain data set of images and names.
+
+    Args:
+        images: (N, 3, H, W).
+        names: one per image, or ``None``.
+    """
+
+    def __init__(self, images: torch.Tensor, names: list[str] | None) -> None:
+        self.images = images
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> ImageItem:
+        name = None if self.names is None else self.names[index]
+        return ImageItem(image=self.images[index], image_path=name, gt_label=torch.tensor(0))
+
+
+def loader(dataset: Dataset[ImageItem]) -> DataLoader[ImageItem]:
+    return DataLoader(dataset, batch_size=4, shuffle=True, collate_fn=ImageBatch.collate)
+
+
+def fit(model_class: type[AnomalibModule], folder: Path, **data: Any) -> AnomalibModule:
+    network = model_class("light_vgg", image_size=32, epochs=2, cache=None, visualizer=False)
+    engine = Engine(default_root_dir=folder, logger=False, enable_progress_bar=False, accelerator="cpu")
+    engine.fit(network, **data)
+    return network
+
+
+@pytest.mark.parametrize("model_class", BOTH)
+def test_the_same_images_make_the_same_model_wherever_they_come_from(
+    model_class: type[AnomalibModule], data: Folder, tmp_path: Path
+) -> None:
+    data.setup()
+    items = [data.train_data[i] for i in range(len(data.train_data))]
+    pictures = Pictures(torch.stack([item.image for item in items]), [item.image_path for item in items])
+    theirs = fit(model_class, tmp_path / "anomalib's", datamodule=data).model.state_dict()
+    ours = fit(model_class, tmp_path / "plain", train_dataloaders=loader(pictures)).model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items() if isinstance(value, torch.Tensor))
+
+
+def test_names_need_not_be_files(tmp_path: Path) -> None:
+    images = torch.rand(12, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    names = [f"camera 2, part {i}" for i in range(len(images))]
+    network = fit(KdMultiresolutionDual, tmp_path, train_dataloaders=loader(Pictures(images, names)))
+    held_out = network.held_out.held_out
+    assert len(held_out) == 4
+    assert held_out < set(names)
+    assert network.post_processor.image_threshold.isfinite()
+    assert network.eval()(images[:2]).pred_label is not None
+
+
+def test_images_without_names_are_refused_where_some_are_held_out(tmp_path: Path) -> None:
+    images = torch.rand(8, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(TypeError, match=r"ImageBatch without image_path: .*needs a name of its own\. Give the batches"):
+        fit(KdMultiresolutionDual, tmp_path / "dual", train_dataloaders=loader(Pictures(images, None)))
+    network = fit(KdMultiresolution, tmp_path / "paper", train_dataloaders=loader(Pictures(images, None)))
+    assert network.trainer.current_epoch == 2, "the paper's model asks for no names"
+
+
+@pytest.mark.parametrize("batch", [(torch.rand(2, 3, 8, 8), torch.zeros(2)), ImageBatch(image=torch.rand(2, 3, 8, 8))])
+def test_what_has_no_names_is_told_by_its_type(batch: Any) -> None:
+    with pytest.raises(TypeError, match=f"^{type(batch).__name__} without image_path"):
+        paths_of(batch)
+
+
+def test_names_of_a_batch_in_its_order() -> None:
+    assert paths_of(ImageBatch(image=torch.rand(2, 3, 8, 8), image_path=["b", "a"])) == ["b", "a"]
