@@ -66,6 +66,7 @@ class HeldOutImages:
         self.image_score = image_score
         self.held_out: frozenset[str] = frozenset()
         self.names_before: list[str] | None = None
+        self.random_state: Tensor | None = None  # with which the training images were looked at
         self._calibrated: bytes | None = None  # the mark of the weights
         self._precision: Precision = nullcontext
         self.image_size = (0, 0)  # known with the first images
@@ -106,6 +107,9 @@ class HeldOutImages:
         kept: dict[str, Tensor] = {}
         # The global random generator decides the order of the images; a look ahead must not change it.
         with torch.random.fork_rng():
+            if resumed and self.random_state is not None:
+                torch.set_rng_state(self.random_state)  # so that random augmentation makes the same images
+            self.random_state = torch.get_rng_state()
             for batch_paths, images, features in batches:
                 check_finite(images, batch_paths)
                 for i, path in enumerate(batch_paths):

@@ -243,19 +243,22 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         warn_of_unfinished(self.lr_schedulers())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save what anomalib keeps, what the model was built with, what is normal, and the held-out images' names."""
+        """Save what anomalib keeps, what the model was built with, what is normal, and how images were held out."""
         self.calibrate()  # the checkpoint's tensors are the model's own
         super().on_save_checkpoint(checkpoint)
         checkpoint[KEY]["held_out"] = self.held_out.names
+        checkpoint[KEY]["random_state"] = self.held_out.random_state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Load what anomalib keeps, and the names of the images that a resumed training held out before.
+        """Load what anomalib keeps, and how a resumed training held out images before.
 
         Raises:
             ValueError: if the checkpoint is another model's, a newer version's, or was built with other arguments.
         """
         super().on_load_checkpoint(checkpoint)
-        self.held_out.names_before = (checkpoint.get(KEY) or {}).get("held_out") or None
+        entry = checkpoint.get(KEY) or {}
+        self.held_out.names_before = entry.get("held_out") or None
+        self.held_out.random_state = entry.get("random_state")
 
     def _training_features(self) -> Iterator[tuple[Sequence[str], Tensor, list[Tensor]]]:
         """Yield paths, images and source features of this process's training images."""

@@ -62,14 +62,19 @@ class EpochSeeds(Callback):
         del pl_module
         if not self.is_resumed:
             return
-        fetcher = cast("Any", trainer.fit_loop)._data_fetcher
-        if not hasattr(trainer.train_dataloader, "load_state_dict"):
+        fetcher, loader = cast("Any", trainer.fit_loop)._data_fetcher, cast("Any", trainer.train_dataloader)
+        in_processes = hasattr(getattr(loader, "sampler", None), "set_epoch")
+        if in_processes:
+            loader.sampler.set_epoch(self.first_epoch)
+        if not hasattr(loader, "load_state_dict"):
             for _ in range(self._batches_before):
                 next(fetcher)
             fetcher.fetched = 0  # Lightning counts them itself
         # The order is drawn with the first batch, before Lightning, where it passes over a validation, draws as well.
         batches = iter(partial(next, fetcher.iterator), None)
         fetcher.iterator = chain([*islice(batches, 1)], batches)
+        if in_processes:
+            loader.sampler.set_epoch(0)  # as in the beginning, for whoever looks at the images now
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed the epoch, but not the first one again, whose first batches have been asked for."""

@@ -134,7 +134,8 @@ class FeatureCache:
         if not self._stores:
             self._stores = self._reserve(features)
             self._like = features[0].new_empty(0)
-        levels = [feature.permute(0, 2, 3, 1).to(self.dtype).contiguous() for feature in features]
+        rows = [feature.permute(0, 2, 3, 1).to(self.dtype) for feature in features]
+        levels = [level.flatten().view(level.shape) for level in rows]  # in the layout of their order, whatever it was
         capacity = sum(store.capacity for store in self._stores)
         for index, path in enumerate(paths):
             if path in self._rows or len(self._rows) == capacity:

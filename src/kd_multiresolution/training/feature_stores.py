@@ -109,4 +109,4 @@ class FileStore:
             self._file.seek(row * self._row_bytes)
             self._file.readinto(record.data)
         parts = torch.split(flat, self._counts, dim=1)
-        return [part.contiguous().view(len(rows), *shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        return [part.flatten().view(len(rows), *shape) for part, shape in zip(parts, self._shapes, strict=True)]
