@@ -181,7 +181,7 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(function.__name__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         command.set_defaults(function=function)
         add = command.add_argument
-        add("--source", default="vgg16", help="model of timm, or light_vgg")
+        add("--source", default="vgg16", help="model of timm, or efficientnet_lite0")
         add("--critical_points", nargs="+", help="default: the model's, or the first reading's, own")
         add("--size", type=int, default=128, help="pixels per side")
         add("--batches", nargs="+", type=int, default=batches, help="images per step or run")

@@ -11,6 +11,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: one worker per core, one thread per worker, and for the processes that it starts.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
+import tests.small_vgg  # noqa: F401 - a model of timm's from here on
+
 SHARED = Path(os.environ.get("KD_SHARED", Path(__file__).parents[2] / "shared"))
 
 

@@ -46,7 +46,7 @@ def train(root: Path, model_name: str, out: Path, *callbacks: Callback, checkpoi
     """Train on the pictures below ``root``, with the features in a file below ``out``."""
     (out / "cache").mkdir(parents=True, exist_ok=True)
     model = MODELS[model_name](
-        "light_vgg", image_size=32, epochs=EPOCHS, visualizer=False, evaluator=False,
+        "small_vgg", image_size=32, epochs=EPOCHS, visualizer=False, evaluator=False,
         cache_memory=0, cache_folder=out / "cache",
     )  # fmt: skip
     data = Folder(
@@ -67,7 +67,7 @@ def train(root: Path, model_name: str, out: Path, *callbacks: Callback, checkpoi
 
 def reproduce_table(root: Path, out: Path) -> int:
     """Train for a table: two splits of BrainMRI, one epoch each."""
-    short = ["--image-size", "32", "--epochs", "1", "--source", "light_vgg", "--dataset", "brain_mri"]
+    short = ["--image-size", "32", "--epochs", "1", "--source", "small_vgg", "--dataset", "brain_mri"]
     return reproduce.main(["--table", "6", "--root", str(root), "--output", str(out), "--splits", "0", "1", *short])
 
 

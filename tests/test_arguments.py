@@ -24,7 +24,7 @@ WRONG_TYPE = r"={value}: expected .*, not {type}\."
 
 # By argument: values of another type, and values out of range with what the message must say.
 BOTH: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {
-    "source": ([None, 3], [("", "not a model of timm"), ("no_such", "light_vgg")]),
+    "source": ([None, 3], [("", "not a model of timm"), ("no_such", "small_vgg")]),
     "pretrained": (["yes", None, 1], []),
     "source_weights": ([3, True], [("nowhere.pth", "no such file")]),
     "critical_points": (
@@ -106,7 +106,7 @@ def rows(tables: Sequence[dict[str, tuple[list[Any], list[tuple[Any, str]]]]]) -
 def test_the_model_refuses(
     model_class: type[AnomalibModule], name: str, value: Any, kind: type[Exception], message: str
 ) -> None:
-    arguments = {"source": "light_vgg", "pretrained": False, "image_size": 64, name: value}
+    arguments = {"source": "small_vgg", "pretrained": False, "image_size": 64, name: value}
     if name == "pre_processor":
         del arguments["image_size"]
     with pytest.raises(kind, match=name + message):
@@ -152,7 +152,7 @@ def test_the_model_refuses_combinations(
     model_class: type[AnomalibModule], arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        model_class(**{"source": "light_vgg", "pretrained": False, **arguments})
+        model_class(**{"source": "small_vgg", "pretrained": False, **arguments})
 
 
 @pytest.mark.parametrize(
@@ -167,29 +167,29 @@ def test_the_model_refuses_combinations(
 )
 def test_neither_model_has_arguments_of_the_other(model_class: type[AnomalibModule], name: str, value: Any) -> None:
     with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
-        model_class("light_vgg", pretrained=False, **{name: value})
+        model_class("small_vgg", pretrained=False, **{name: value})
 
 
 @pytest.mark.parametrize("form", ["Python", "command line"])
 def test_the_papers_variant_is_taken_with_one_sentence(form: str, caplog: pytest.LogCaptureFixture) -> None:
     if form == "Python":
-        model = KdMultiresolution("light_vgg", pretrained=False, variant="paper")
+        model = KdMultiresolution("small_vgg", pretrained=False, variant="paper")
     else:
-        options = ["--model.source=light_vgg", "--model.pretrained=false", "--model.variant=paper"]
+        options = ["--model.source=small_vgg", "--model.pretrained=false", "--model.variant=paper"]
         model = AnomalibCLI(args=["fit", "--model=kd_multiresolution", *options], run=False).model
     said = [record.getMessage() for record in caplog.records if record.name.startswith("kd_multiresolution")]
     assert said == ["variant='paper' is no argument any more: use the model KdMultiresolution."]
-    assert model.hparams == KdMultiresolution("light_vgg", pretrained=False).hparams
+    assert model.hparams == KdMultiresolution("small_vgg", pretrained=False).hparams
 
 
 def test_scores_alone_need_no_room_for_a_blur() -> None:
-    assert KdMultiresolution("light_vgg", pretrained=False, image_size=32, sigma=50.0, anomaly_map=None)
+    assert KdMultiresolution("small_vgg", pretrained=False, image_size=32, sigma=50.0, anomaly_map=None)
 
 
 @pytest.mark.parametrize("model", [KdMultiresolutionModel, KdMultiresolutionDualModel])
 def test_the_torch_models_check_types_themselves(model: type) -> None:
     with pytest.raises(TypeError, match="sigma='4': expected float, not str"):
-        model("light_vgg", sigma="4")
+        model("small_vgg", sigma="4")
 
 
 @pytest.mark.parametrize("value", [["pool3", "pool4"], ("pool3", "pool4"), None])
@@ -277,7 +277,7 @@ def test_anomalibs_command_refuses(
 ) -> None:
     group, name = key.split(".")
     config: dict[str, dict[str, Any]] = {
-        "model": {"class_path": model, "init_args": {"source": "light_vgg", "pretrained": False}},
+        "model": {"class_path": model, "init_args": {"source": "small_vgg", "pretrained": False}},
         "data": {"class_path": "TextureDefects", "init_args": {"root": str(tmp_path)}},
     }
     arguments = []

@@ -84,7 +84,7 @@ READ: dict[str, Save] = {
 
 
 def model(model_class: type[AnomalibModule] = KdMultiresolution, **arguments: Any) -> AnomalibModule:
-    settings = {"source": "light_vgg", "image_size": SIZE, "epochs": 1, "visualizer": False, "evaluator": False}
+    settings = {"source": "small_vgg", "image_size": SIZE, "epochs": 1, "visualizer": False, "evaluator": False}
     return model_class(**{**settings, **arguments})
 
 

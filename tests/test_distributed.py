@@ -24,7 +24,7 @@ root, output, name, devices, batch = sys.argv[1], sys.argv[2], sys.argv[3], int(
 torch.set_num_threads(1)
 # Batch norm would see half of the batch: --trainer.sync_batchnorm joins it on GPUs, but not on the CPU.
 own = {"value_weight": "auto", "cloner_batch_norm": False} if name == "KdMultiresolution" else {}
-model = getattr(kd_multiresolution, name)("light_vgg", image_size=32, epochs=4, visualizer=False, **own)
+model = getattr(kd_multiresolution, name)("efficientnet_lite0", image_size=32, epochs=4, visualizer=False, **own)
 data = Folder("noise", root=root, normal_dir="good", abnormal_dir="defect", normal_test_dir="test",
               train_batch_size=batch, eval_batch_size=1, num_workers=0, val_split_mode="same_as_test")
 engine = Engine(default_root_dir=output, logger=False, enable_progress_bar=False, accelerator="cpu", devices=devices,

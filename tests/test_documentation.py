@@ -20,7 +20,7 @@ from tests.data.generated import write_noise_folders
 
 PROJECT = Path(__file__).parents[1]
 PAGES = (*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md"), *(PROJECT / "configs").glob("*.yaml"))
-QUICK = ("--model.source", "light_vgg", "--model.image_size", "64", "--trainer.accelerator", "cpu")
+QUICK = ("--model.source", "efficientnet_lite0", "--model.image_size", "64", "--trainer.accelerator", "cpu")
 
 
 class Accepted(Exception):  # noqa: N818

@@ -106,4 +106,4 @@ def test_an_option_of_data_changes_something(
 @pytest.mark.parametrize("model", [KdMultiresolution, KdMultiresolutionDual])
 def test_no_option_of_the_trainer_is_taken_out_of_the_users_hands(model: Any) -> None:
     documented = {name for page in PAGES for name in named(page, "trainer")}
-    assert documented.isdisjoint(model("light_vgg", image_size=64).trainer_arguments)
+    assert documented.isdisjoint(model("small_vgg", image_size=64).trainer_arguments)

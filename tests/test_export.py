@@ -30,8 +30,8 @@ Run = Callable[[npt.NDArray[np.float32]], dict[str, npt.NDArray[np.float32]]]
 EXAMPLE = Path(__file__).parents[1] / "benchmarks" / "run_exported.py"
 SIZE = 64
 MODELS = {
-    "light_vgg both": {"source": "light_vgg"},
-    "light_vgg discrepancy": {"source": "light_vgg", "anomaly_map": "discrepancy", "percentile_scale": True},
+    "small_vgg both": {"source": "small_vgg"},
+    "small_vgg discrepancy": {"source": "small_vgg", "anomaly_map": "discrepancy", "percentile_scale": True},
     "vgg11_bn cloner": {"source": "vgg11_bn", "pretrained": False, "attribution_path": "cloner"},
     "resnet18 guided": {
         "source": "resnet18", "pretrained": False, "critical_points": ["layer1", "layer2"],
@@ -95,7 +95,7 @@ def test_runtimes_give_the_same_scores_and_maps(name: str, tmp_path: Path) -> No
 
 
 def test_openvino_file_of_a_fixed_size(tmp_path: Path) -> None:
-    network = model(source="light_vgg", anomaly_map="discrepancy")
+    network = model(source="small_vgg", anomaly_map="discrepancy")
     fitted = {"_image_threshold": 1, "image_min": 0, "image_max": 2}
     fitted |= {"_pixel_threshold": 2.9, "pixel_min": 2.7, "pixel_max": 3.1}  # about what the map of noise is
     for name, number in fitted.items():
@@ -136,7 +136,7 @@ def test_openvino_file_of_a_fixed_size(tmp_path: Path) -> None:
 def test_example_runs_a_model_without_threshold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    network = model(source="light_vgg", anomaly_map="discrepancy", post_processor=False)
+    network = model(source="small_vgg", anomaly_map="discrepancy", post_processor=False)
     picture = tmp_path / "noise.png"
     Image.effect_noise((SIZE, SIZE), 100).save(picture)
     command = [str(EXAMPLE), str(network.to_onnx(tmp_path)), str(picture), "--output", str(tmp_path / "maps")]
@@ -150,7 +150,7 @@ def test_example_runs_a_model_without_threshold(
 
 
 def test_scores_alone_are_exported_without_a_map(tmp_path: Path) -> None:
-    network = model(source="light_vgg", anomaly_map=None)
+    network = model(source="small_vgg", anomaly_map=None)
     ours = onnx_runtime(network.to_onnx(tmp_path))(pictures(2).numpy())
     assert "anomaly_map" not in ours
     np.testing.assert_allclose(ours["pred_score"], network(pictures(2)).pred_score, rtol=0, atol=1e-5)
@@ -159,7 +159,7 @@ def test_scores_alone_are_exported_without_a_map(tmp_path: Path) -> None:
 def test_quantised_source_keeps_score_and_map(tmp_path: Path) -> None:
     write_noise_folders(tmp_path, 6, (80, 80))
     folder = Folder("noise", root=tmp_path, normal_dir="good", abnormal_dir="bad", num_workers=0)
-    network = model(source="light_vgg", anomaly_map="discrepancy")
+    network = model(source="small_vgg", anomaly_map="discrepancy")
     file = network.to_openvino(tmp_path, compression_type=CompressionType.INT8_PTQ, datamodule=folder)
 
     quantised = set()

@@ -92,14 +92,14 @@ def environment(make_environment: Callable[..., Environment], wheel: Path) -> En
 def test_wheel_holds_what_it_needs_and_nothing_else(wheel: Path) -> None:
     source = PROJECT / "src" / "kd_multiresolution"
     modules = {str(path.relative_to(source.parent)) for path in source.rglob("*.py")}
-    data = ("py.typed", "results/published/tables.json", "source/weights/light_vgg.safetensors")
+    data = ("py.typed", "results/published/tables.json")
     others = {f"kd_multiresolution/{name}" for name in data}
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
     metadata = {name for name in names if re.match(r"kd_multiresolution-[\d.]+\.dist-info/", name)}
     assert {Path(name).name for name in metadata} == {"METADATA", "WHEEL", "RECORD", "LICENSE"}
     assert names - metadata == modules | others | START_UP
-    assert wheel.stat().st_size < 3e6
+    assert wheel.stat().st_size < 1e6
 
 
 def test_both_start_up_files_call_the_same_function(wheel: Path) -> None:
@@ -115,7 +115,7 @@ def test_model_and_data_are_found_without_any_action(environment: Environment) -
         "import anomalib.data, sys\n"
         "for name in ('kd_multiresolution', 'kd_multiresolution_dual'):\n"
         "    assert name in list_models()\n"
-        "    model = get_model(name, source='light_vgg', image_size=64)\n"  # with the weights in the wheel
+        "    model = get_model(name, source='efficientnet_lite0', image_size=64)\n"  # with its weights
         "    print(sys.modules[type(model).__module__].__file__)\n"
         "assert anomalib.data.TextureDefects.__module__.startswith('kd_multiresolution.')"
     )
@@ -132,7 +132,7 @@ def test_switched_off_the_dotted_path_still_works(name: str, environment: Enviro
         "from anomalib.cli.cli import AnomalibCLI\n"
         "from anomalib.models import list_models\n"
         "assert 'kd_multiresolution' not in list_models() and 'kd_multiresolution' not in sys.modules\n"
-        "arguments = ['--model.source=light_vgg', '--model.image_size=64']\n"
+        "arguments = ['--model.source=efficientnet_lite0', '--model.image_size=64']\n"
         f"cli = AnomalibCLI(['fit', '--model', 'kd_multiresolution.{name}', *arguments], run=False)\n"
         f"assert type(cli.model).__name__ == '{name}'\n"
         f"assert '{re.sub('(?<=[a-z])(?=[A-Z])', '_', name).lower()}' in list_models()",
@@ -203,7 +203,7 @@ def test_uninstalling_leaves_nothing_behind(make_environment: Callable[..., Envi
     before = environment.files()
     environment.install(str(wheel))
     brought = {path.name for path in environment.files() - before}
-    assert brought >= {*START_UP, "lightning_model.py", "light_vgg.safetensors"}
+    assert brought >= {*START_UP, "lightning_model.py"}
     environment.run("import kd_multiresolution")  # leaves byte code
     environment.pip("uninstall", "--yes", "kd-multiresolution")
     assert environment.files() == before

@@ -21,17 +21,17 @@ from anomalib.data import Folder
 from anomalib.deploy import TorchInferencer
 from anomalib.engine import Engine
 from anomalib.models import ALLOWED_MODULES, AnomalibModule, UnknownModelError, get_model, list_models
+from kd_multiresolution.source.small_vgg import load_small_vgg
 from PIL import Image
 from safetensors.torch import save_file
 
 import kd_multiresolution.source.stages
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
-from kd_multiresolution.source.light_vgg import load_light_vgg
 
 SIZE = 32
-SETTINGS = {"source": "light_vgg", "pretrained": False, "image_size": SIZE}
-SOURCE_LINE = "light_vgg with weights random, critical points pool2, pool3, pool4, pool5"
-DUAL_SOURCE_LINE = "light_vgg with weights random, critical points pool2, pool3, pool4"
+SETTINGS = {"source": "small_vgg", "pretrained": False, "image_size": SIZE}
+SOURCE_LINE = "small_vgg with weights random, critical points pool2, pool3, pool4, pool5"
+DUAL_SOURCE_LINE = "small_vgg with weights random, critical points pool2, pool3, pool4"
 BOTH = (KdMultiresolution, KdMultiresolutionDual)
 NAMES = {
     "kd_multiresolution": KdMultiresolution,
@@ -272,7 +272,7 @@ def test_every_verb_takes_every_name(verb: str, name: str, pictures: Path) -> No
     cli = AnomalibCLI(args=[verb, *model_arguments(name), *data, *export], run=False)
     assert type(cli.model) is NAMES[name]
     assert cli.model.name == NAMES[name].__name__
-    assert cli.model.model.source.name == "light_vgg"
+    assert cli.model.model.source.name == "small_vgg"
 
 
 def test_benchmark_gives_both_names_of_a_model_the_same_result(pictures: Path, tmp_path: Path) -> None:
@@ -398,7 +398,7 @@ def test_checkpoint_brings_the_weights_of_the_source(
 ) -> None:
     file = tmp_path / "source.safetensors"
     torch.manual_seed(11)
-    expected = load_light_vgg(None).state_dict()
+    expected = load_small_vgg(None).state_dict()
     save_file(expected, file)
     if given == "pretrained":
         monkeypatch.setattr(kd_multiresolution.source.stages, "WEIGHTS", file)

@@ -22,7 +22,7 @@ def test_every_precision_trains(precision: str, model_class: type[AnomalibModule
         "noise", root=tmp_path, normal_dir="good", abnormal_dir="bad", train_batch_size=3, eval_batch_size=3,
         num_workers=0, val_split_mode="same_as_test", seed=0,
     )  # fmt: skip
-    network = model_class("light_vgg", image_size=32, epochs=2, visualizer=False)
+    network = model_class("small_vgg", image_size=32, epochs=2, visualizer=False)
     settings = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu"}
     engine = Engine(default_root_dir=tmp_path / "out", precision=precision, max_epochs=2, **settings)
     engine.fit(network, datamodule=data)

@@ -34,8 +34,8 @@ MANY = settings(max_examples=40, deadline=None, derandomize=True)
 def model(kind: str) -> KdMultiresolutionModel | KdMultiresolutionDualModel:
     points = ["pool2", "pool3", "pool4"]
     if kind == "dual":
-        return KdMultiresolutionDualModel("light_vgg", critical_points=points, sigma=2.0).eval()
-    return KdMultiresolutionModel("light_vgg", critical_points=points, sigma=2.0, **KINDS[kind]).eval()
+        return KdMultiresolutionDualModel("small_vgg", critical_points=points, sigma=2.0).eval()
+    return KdMultiresolutionModel("small_vgg", critical_points=points, sigma=2.0, **KINDS[kind]).eval()
 
 
 @st.composite

@@ -32,7 +32,7 @@ class Candidate:
 def same_images(trial: Trial) -> PreProcessor:
     """Return the pre-processor of all models on the shared backbone."""
     size = (trial.image_size, trial.image_size)
-    return KdMultiresolution.configure_pre_processor(size, imagenet_normalization=True)
+    return KdMultiresolution.configure_pre_processor(size, imagenet_normalization=True, source=trial.backbone)
 
 
 def _ours(kind: type[KdMultiresolution | KdMultiresolutionDual], **arguments: Any) -> Callable[[Trial], AnomalibModule]:

@@ -15,7 +15,6 @@ from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import seed_everything
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, Normalize, Resize, Transform
 
@@ -25,6 +24,7 @@ from kd_multiresolution import (
     KdMultiresolutionDual,
     KdMultiresolutionModel,
 )
+from kd_multiresolution.source.images import normalization_of
 from kd_multiresolution.source.network import Source
 from reporting import environment
 from reproduction.data import data_module
@@ -86,7 +86,8 @@ def pre_processor(settings: Settings) -> PreProcessor | None:
     resize = Resize(list(settings.resize), interpolation=InterpolationMode.BICUBIC)
     transforms: list[Transform] = [resize, CenterCrop(list(settings.image_size))]
     if settings.imagenet_normalization:
-        transforms.append(Normalize(mean=list(IMAGENET_DEFAULT_MEAN), std=list(IMAGENET_DEFAULT_STD)))
+        mean, deviation = normalization_of(settings.source)
+        transforms.append(Normalize(mean=mean, std=deviation))
     return PreProcessor(transform=Compose(transforms))
 
 

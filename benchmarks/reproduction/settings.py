@@ -60,7 +60,7 @@ class Settings(Record):
     value_weight: float  # factor of the value term
     image_size: tuple[int, int]  # height and width in pixels
     resize: tuple[int, int] | None  # size before the cut to `image_size`; `None`: no cut
-    imagenet_normalization: bool  # whether images are normalised so
+    imagenet_normalization: bool  # whether images are normalised as the source was trained
     batch_size: int  # images per training step
     epochs: int | None  # upper limit of the training; `None`: the model's own
     evaluations: int  # how many late epochs are averaged

@@ -19,7 +19,7 @@ from kd_multiresolution.data.texture_defects import TextureDefects, ensure_writt
 @pytest.mark.parametrize(("moved", "equal"), [(0.9e-3, True), (1.1e-3, False)])
 def test_a_pixel_is_equal_within_a_thousandth_of_its_maps_range(moved: float, equal: bool) -> None:
     # A gradient map: its range is far below 1.
-    model = KdMultiresolution("light_vgg", image_size=32).eval()
+    model = KdMultiresolution("small_vgg", image_size=32).eval()
     images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     expected = in_torch(model)(images.numpy())
     heat_map = expected["anomaly_map"].copy()
@@ -37,7 +37,7 @@ def test_a_file_has_a_row_beside_torch(
 ) -> None:
     (tmp_path / "bottle").symlink_to(ensure_written(tmp_path / "textures", "brick", 0))
     kind = {"paper": KdMultiresolution, "dual": KdMultiresolutionDual}[name]
-    model = kind("light_vgg", critical_points=["pool2", "pool3"], image_size=32, epochs=1, visualizer=False)
+    model = kind("small_vgg", critical_points=["pool2", "pool3"], image_size=32, epochs=1, visualizer=False)
     engine = Engine(default_root_dir=tmp_path, logger=False, enable_progress_bar=False, accelerator="cpu")
     engine.fit(model, datamodule=TextureDefects(root=tmp_path / "textures", num_workers=0))
     monkeypatch.setattr(export, "FILES", {file: export.FILES[file]})  # each takes ten seconds, calibration more

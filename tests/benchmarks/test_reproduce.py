@@ -29,7 +29,7 @@ from reproduction.tables import PLANS, reproduction
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 BASE: dict[str, Any] = {
-    "source": "light_vgg", "pretrained": True, "weights": None, "weights_sha256": "0", "batch_size": 64, "epochs": None,
+    "source": "small_vgg", "pretrained": True, "weights": None, "weights_sha256": "0", "batch_size": 64, "epochs": None,
     "critical_points": ("pool2", "pool3", "pool4", "pool5"), "evaluations": 5, "interval": 10, "limit": None,
     "model": "paper",
 }  # fmt: skip
@@ -62,7 +62,7 @@ def mvtec(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def reproduce_table(number: int, root: Path, output: Path, *more: str) -> int:
-    short = ["--image-size", "32", "--epochs", "1", "--source", "light_vgg"]
+    short = ["--image-size", "32", "--epochs", "1", "--source", "small_vgg"]
     return reproduce.main(["--table", str(number), "--root", str(root), "--output", str(output), *short, *more])
 
 
@@ -90,7 +90,7 @@ def test_a_table_is_written_and_nothing_done_twice(medical: Path, tmp_path: Path
 def test_a_result_says_what_it_was_made_with(medical: Path, tmp_path: Path) -> None:
     reproduce_table(6, medical, tmp_path, "--dataset", "brain_mri", "--seeds", "4")
     ((settings, result),) = Results(tmp_path / "trainings")
-    assert (settings.dataset, settings.seed, settings.split, settings.source) == ("brain_mri", 4, 0, "light_vgg")
+    assert (settings.dataset, settings.seed, settings.split, settings.source) == ("brain_mri", 4, 0, "small_vgg")
     assert len(settings.weights_sha256) == 64
     assert result["environment"]["packages"].keys() >= {"kd-multiresolution", "torch", "anomalib"}
     assert result["images"] == {"train": 4, "test": 13}
@@ -199,7 +199,7 @@ def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
         (["--table", "9", "--model", "dual"], "--table=9: .* Tables 2, 3, 5, 6 can"),
     ):
         with pytest.raises(SystemExit, match=message):
-            reproduce.main([*arguments, "--source", "light_vgg", "--output", str(tmp_path)])
+            reproduce.main([*arguments, "--source", "small_vgg", "--output", str(tmp_path)])
 
 
 @pytest.mark.parametrize("number", PLANS)
@@ -296,7 +296,7 @@ def test_settings_come_from_the_presets_and_the_case() -> None:
 
 def test_cifar10_is_cut_as_in_its_configuration() -> None:
     (cells,) = reproduction(2, "cifar10", ["cat"], BASE).cells.values()
-    arguments = ["fit", "--config", str(CONFIGS / "cifar10.yaml"), "--model.source", "light_vgg"]
+    arguments = ["fit", "--config", str(CONFIGS / "cifar10.yaml"), "--model.source", "small_vgg"]
     expected = AnomalibCLI(args=arguments, run=False).model.pre_processor.transform
     image = torch.rand(3, 32, 32)
     assert torch.equal(pre_processor(cells["cat"]).transform(image), expected(image))
@@ -347,7 +347,7 @@ def test_what_cannot_run_is_refused_before_anything_starts(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as refused:
-        reproduce.main(["--table", "6", "--source", "light_vgg", "--output", str(tmp_path / "out"), *arguments])
+        reproduce.main(["--table", "6", "--source", "small_vgg", "--output", str(tmp_path / "out"), *arguments])
     assert re.search(message, f"{refused.value} {capsys.readouterr().err}")
     assert not (tmp_path / "out").exists()
 

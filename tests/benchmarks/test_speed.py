@@ -10,7 +10,7 @@ import pytest
 
 import speed
 
-SMALL = ["--source", "light_vgg", "--critical_points", "pool2", "pool3", "--size", "32", "--threads", "1"]
+SMALL = ["--source", "small_vgg", "--critical_points", "pool2", "pool3", "--size", "32", "--threads", "1"]
 
 
 @pytest.mark.parametrize("model", ["paper", "dual"])

@@ -38,7 +38,7 @@ def test_our_model_trains_and_tests_on_bmad(
 ) -> None:
     data = data_module(root=write_bmad(tmp_path / "BMAD", category, masks=masks), category=category, num_workers=0)
     evaluation = EvaluationAfterConvergence()
-    network = KdMultiresolution("light_vgg", image_size=32, visualizer=False)
+    network = KdMultiresolution("small_vgg", image_size=32, visualizer=False)
     engine = Engine(
         default_root_dir=tmp_path / "results", logger=False, enable_progress_bar=False, accelerator="cpu",
         callbacks=[evaluation], max_epochs=1,

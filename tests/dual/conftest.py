@@ -10,4 +10,4 @@ from tests.dual.calibrated import calibrated, pictures
 
 @pytest.fixture(scope="module")
 def model() -> KdMultiresolutionDualModel:
-    return calibrated(KdMultiresolutionDualModel("light_vgg"), pictures(6))
+    return calibrated(KdMultiresolutionDualModel("small_vgg"), pictures(6))

@@ -26,18 +26,18 @@ from tests.dual.calibrated import SIZE, alone, calibrated, pictures
 def test_what_differs_as_a_whole_is_judged_as_a_whole() -> None:
     """Pictures of one thing are judged by their defects, but not noise, in which a paste of noise is lost."""
     noise = pictures(FEWEST_TO_JUDGE_BY, seed=3)
-    assert calibrated(KdMultiresolutionDualModel("light_vgg"), noise).judged_as_whole
-    assert not calibrated(KdMultiresolutionDualModel("light_vgg"), noise[:1] + 0.02 * noise).judged_as_whole
-    assert not calibrated(KdMultiresolutionDualModel("light_vgg"), noise[1:]).judged_as_whole, "too few to tell"
+    assert calibrated(KdMultiresolutionDualModel("small_vgg"), noise).judged_as_whole
+    assert not calibrated(KdMultiresolutionDualModel("small_vgg"), noise[:1] + 0.02 * noise).judged_as_whole
+    assert not calibrated(KdMultiresolutionDualModel("small_vgg"), noise[1:]).judged_as_whole, "too few to tell"
 
 
 @pytest.mark.parametrize("image_score", ["defects", "whole"])
 @pytest.mark.parametrize(("count", "seed"), [(6, 0), (FEWEST_TO_JUDGE_BY, 3)], ids=["by defects", "as a whole"])
 def test_the_image_score_can_be_chosen_whatever_the_images_say(count: int, seed: int, image_score: ImageScore) -> None:
     images = pictures(count, seed=seed)
-    found = calibrated(KdMultiresolutionDualModel("light_vgg"), images).judged_as_whole
+    found = calibrated(KdMultiresolutionDualModel("small_vgg"), images).judged_as_whole
     assert found == (seed == 3)
-    model = calibrated(KdMultiresolutionDualModel("light_vgg"), images, image_score)
+    model = calibrated(KdMultiresolutionDualModel("small_vgg"), images, image_score)
     assert model.judged_as_whole == (image_score == "whole")
     features = model.source(model.checked_images(images))
     local, overall = model.predictions(features)
@@ -50,7 +50,7 @@ def test_the_log_says_how_images_are_judged_and_why(caplog: pytest.LogCaptureFix
     noise = pictures(FEWEST_TO_JUDGE_BY, seed=3)
     with caplog.at_level("INFO"):
         for images in (noise, noise[:1] + 0.02 * noise, noise[1:]):
-            calibrated(KdMultiresolutionDualModel("light_vgg"), images)
+            calibrated(KdMultiresolutionDualModel("small_vgg"), images)
     whole, defects, few = caplog.messages[-3:]
     raises = r"a painted defect raises the mean of a map by \d\.\d\d deviations"
     assert re.fullmatch(f"Images are judged as a whole: {raises}.", whole)
@@ -60,7 +60,7 @@ def test_the_log_says_how_images_are_judged_and_why(caplog: pytest.LogCaptureFix
 
 def test_maps_count_by_the_cube_of_what_a_defect_raises_them() -> None:
     """Three maps, of other scales, one raised by blur; defects raise them by two, one and minus one deviation."""
-    model = KdMultiresolutionDualModel("light_vgg")
+    model = KdMultiresolutionDualModel("small_vgg")
     model.family_weight = torch.ones(3)
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(20, 3, generator=generator) * torch.tensor([1.0, 10.0, 0.1])
@@ -77,7 +77,7 @@ def test_maps_count_by_the_cube_of_what_a_defect_raises_them() -> None:
 
 
 def test_maps_that_no_defect_raises_count_alike() -> None:
-    model = KdMultiresolutionDualModel("light_vgg")
+    model = KdMultiresolutionDualModel("small_vgg")
     model.family_weight = torch.ones(3)
     normal = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     _weigh_families(model, normal, normal, normal - 1, alone)
@@ -131,7 +131,7 @@ def test_maps_are_weighed_by_their_blurred_tops(model: KdMultiresolutionDualMode
 
 def test_images_are_judged_by_the_means_of_position_wise_maps(caplog: pytest.LogCaptureFixture) -> None:
     images = pictures(FEWEST_TO_JUDGE_BY, seed=3)
-    model = KdMultiresolutionDualModel("light_vgg")
+    model = KdMultiresolutionDualModel("small_vgg")
     with caplog.at_level("INFO"):
         calibrated(model, images)
     kinds = [images, painted(images, torch.Generator().manual_seed(0))]
@@ -142,7 +142,7 @@ def test_images_are_judged_by_the_means_of_position_wise_maps(caplog: pytest.Log
 
 
 def test_a_process_without_held_out_images_takes_the_others_statistics() -> None:
-    model = KdMultiresolutionDualModel("light_vgg")
+    model = KdMultiresolutionDualModel("small_vgg")
     nothing = model.source(model.checked_images(pictures(0)))
     scores, peaks = calibrate(
         model, nothing, blurred=nothing, defective=nothing, image_size=SIZE, image_score="auto",
@@ -154,7 +154,7 @@ def test_a_process_without_held_out_images_takes_the_others_statistics() -> None
 
 
 def test_each_map_of_normal_images_is_one_on_average_and_compares_who_it_says() -> None:
-    model, images = KdMultiresolutionDualModel("light_vgg"), pictures(6)
+    model, images = KdMultiresolutionDualModel("small_vgg"), pictures(6)
     calibrated(model, images)
     features = model.source(images)
     local, overall = model.predictions(features)

@@ -44,7 +44,7 @@ def test_calibration_is_the_same_without_float64(image_score: Any) -> None:
     paths = [str(i) for i in range(len(images))]
 
     def calibrated() -> tuple[dict[str, Any], Any]:
-        model = KdMultiresolutionDualModel("light_vgg").eval()
+        model = KdMultiresolutionDualModel("small_vgg").eval()
         held_out = HeldOutImages(model, 0, image_score)
         held_out.start(paths, [(paths, images, model.source(images))], lambda tensor: tensor, resumed=False)
         return model.state_dict(), held_out.calibrate(lambda tensor: tensor)

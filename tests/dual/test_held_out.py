@@ -23,7 +23,7 @@ def test_held_out_images() -> None:
 
 def test_training_looks_at_its_held_out_images_out_of_focus_and_with_defects() -> None:
     """A process that holds none of them has nothing to look at, and takes the sums of the others."""
-    model, images = KdMultiresolutionDualModel("light_vgg"), pictures(8)
+    model, images = KdMultiresolutionDualModel("small_vgg"), pictures(8)
     paths = [f"{i}.png" for i in range(len(images))]
     features = model.source(images)
     training = HeldOutImages(model, seed=0)

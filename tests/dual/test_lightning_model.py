@@ -49,7 +49,7 @@ def data(pictures: Path, train_batch_size: int = 5) -> Folder:
 
 
 def model(**arguments: Any) -> KdMultiresolutionDual:
-    settings = {"source": "light_vgg", "image_size": SIZE, "imagenet_normalization": False}
+    settings = {"source": "small_vgg", "image_size": SIZE, "imagenet_normalization": False}
     return KdMultiresolutionDual(**{**settings, "epochs": 4, "visualizer": False, **arguments})
 
 
@@ -358,7 +358,7 @@ def test_arguments_of_the_papers_model_are_none_of_this_ones(arguments: dict[str
 
 
 def test_defaults() -> None:
-    network = KdMultiresolutionDual("light_vgg")
+    network = KdMultiresolutionDual("small_vgg")
     assert network.input_size == (256, 256)
     assert "Normalize" in str(network.pre_processor.transform)
-    assert "Normalize" not in str(KdMultiresolution("light_vgg").pre_processor.transform)
+    assert "Normalize" not in str(KdMultiresolution("small_vgg").pre_processor.transform)

@@ -31,7 +31,7 @@ def test_folded_standardisation_equals_the_plain_one() -> None:
 
 
 def test_moments_are_those_of_all_images_at_once() -> None:
-    model = KdMultiresolutionDualModel("light_vgg")
+    model = KdMultiresolutionDualModel("small_vgg")
     features = [model.source(model.checked_images(pictures(count, seed=count))) for count in (1, 4)]
     moments = ChannelMoments()
     for part in features:

@@ -64,7 +64,7 @@ def test_levels_are_read_position_by_position_and_all_but_the_last_at_two_coarse
     points: tuple[str, ...], ratio: int
 ) -> None:
     """Averaged to the next level's positions, and over 3 x 3 of those."""
-    model = calibrated(KdMultiresolutionDualModel("light_vgg", critical_points=points), pictures(6))
+    model = calibrated(KdMultiresolutionDualModel("small_vgg", critical_points=points), pictures(6))
     true = (features := model.source(model.checked_images(pictures(2))))[1:]
     near, far = ([level + torch.rand_like(level) for level in true] for _ in range(2))
     finer = [true[0], near[0], far[0]]
@@ -114,7 +114,7 @@ def test_families_tell_who_is_wrong(model: KdMultiresolutionDualModel, changed: 
 
 
 def test_two_critical_points_leave_direction_and_disagreement() -> None:
-    model = KdMultiresolutionDualModel("light_vgg", critical_points=["pool2", "pool3"]).eval()
+    model = KdMultiresolutionDualModel("small_vgg", critical_points=["pool2", "pool3"]).eval()
     assert model.maps == ["direction", "disagreement"]
     calibrated(model, pictures(6))
     output = model(pictures(2))
@@ -124,7 +124,7 @@ def test_two_critical_points_leave_direction_and_disagreement() -> None:
 @pytest.mark.parametrize(("points", "stride"), [(("pool2", "pool3"), 4), (("pool3", "pool4"), 8)])
 def test_blur_is_as_wide_as_told_in_pixels_of_the_image(points: tuple[str, ...], stride: int) -> None:
     """The point that blurs to a Gaussian of sigma 8 pixels lies on the grid of the first level."""
-    model = KdMultiresolutionDualModel("light_vgg", critical_points=points, sigma=8.0)
+    model = KdMultiresolutionDualModel("small_vgg", critical_points=points, sigma=8.0)
     point = torch.zeros(1, 1, 64, 64)
     point[..., 32, 32] = 1
     spread = model.blurred(point)[0, 0].sum(0)
@@ -180,7 +180,7 @@ def test_training_mode_returns_activations(model: KdMultiresolutionDualModel) ->
 
 def test_same_seed_same_weights_and_the_global_generator_is_left_alone() -> None:
     state = torch.random.get_rng_state()
-    first, second, other = (KdMultiresolutionDualModel("light_vgg", seed=seed).state_dict() for seed in (3, 3, 4))
+    first, second, other = (KdMultiresolutionDualModel("small_vgg", seed=seed).state_dict() for seed in (3, 3, 4))
     assert torch.equal(torch.random.get_rng_state(), state)
     name = "global_cloner.to_code.weight"
     assert torch.equal(first[name], second[name])
@@ -199,7 +199,7 @@ def test_same_seed_same_weights_and_the_global_generator_is_left_alone() -> None
 )
 def test_errors_name_the_argument(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        KdMultiresolutionDualModel(**{"source": "light_vgg", **arguments})
+        KdMultiresolutionDualModel(**{"source": "small_vgg", **arguments})
 
 
 def test_picture_of_another_size_is_refused(model: KdMultiresolutionDualModel) -> None:

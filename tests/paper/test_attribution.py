@@ -33,7 +33,7 @@ def test_agrees_with_captum(network: nn.Module) -> None:
 
 
 def test_agrees_with_captum_on_the_whole_model() -> None:
-    model = KdMultiresolutionModel("light_vgg", seed=1).eval()
+    model = KdMultiresolutionModel("small_vgg", seed=1).eval()
     model.anomaly_map_generator = nn.Identity()
     images = torch.rand(2, 3, 64, 64)
 
@@ -100,7 +100,7 @@ class Score(nn.Module):
 @pytest.mark.parametrize("path", ["both", "cloner"])
 @pytest.mark.filterwarnings("ignore:Setting backward hooks on ReLU")
 def test_guided_backprop_agrees_with_captum_on_the_whole_model(path: str) -> None:
-    model = KdMultiresolutionModel("light_vgg", anomaly_map="guided_backprop", attribution_path=path, seed=1).eval()
+    model = KdMultiresolutionModel("small_vgg", anomaly_map="guided_backprop", attribution_path=path, seed=1).eval()
     model.anomaly_map_generator = nn.Identity()
     images = torch.rand(2, 3, 64, 64)
     expected = GuidedBackprop(Score(model)).attribute(images.clone().requires_grad_())
@@ -206,7 +206,7 @@ def test_noise_has_a_seed_of_its_own() -> None:
 def test_smooth_grad_of_the_model_is_the_functions() -> None:
     arguments = {"smooth_grad_samples": 3, "smooth_grad_noise": 0.1, "seed": 4}
     plain, smooth = (
-        KdMultiresolutionModel("light_vgg", anomaly_map=name, **arguments).eval()
+        KdMultiresolutionModel("small_vgg", anomaly_map=name, **arguments).eval()
         for name in ("gradient", "smooth_grad")
     )
     images = torch.rand(2, 3, 64, 64)

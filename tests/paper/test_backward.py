@@ -14,7 +14,7 @@ from kd_multiresolution.paper.attribution import guided_relu
 from kd_multiresolution.paper.backward import RecordedNetwork, discrepancy_gradient
 
 SOURCES = {
-    "light_vgg": None,
+    "small_vgg": None,
     "vgg11_bn": ["pool1", "pool2", "pool3"],
     "resnet18": ["layer1", "layer2"],
     "resnet26d": ["layer1", "layer2"],  # bottleneck, deep stem, average pools
@@ -22,8 +22,8 @@ SOURCES = {
 }
 
 
-def model(source: str = "light_vgg", **arguments: object) -> KdMultiresolutionModel:
-    arguments = {"pretrained": source == "light_vgg", "critical_points": SOURCES.get(source), **arguments}
+def model(source: str = "small_vgg", **arguments: object) -> KdMultiresolutionModel:
+    arguments = {"pretrained": source == "small_vgg", "critical_points": SOURCES.get(source), **arguments}
     network = KdMultiresolutionModel(source, **arguments).eval()
     generator = torch.Generator().manual_seed(0)
     for module in network.modules():
@@ -136,7 +136,7 @@ def test_discrepancy_gradient_is_finite_at_zero_and_zero_where_both_agree() -> N
         assert gradients[0].abs().max() <= 1e-7
 
 
-@pytest.mark.parametrize("source", ["light_vgg", "resnet18"])
+@pytest.mark.parametrize("source", ["small_vgg", "resnet18"])
 @pytest.mark.parametrize("path", ["both", "cloner"])
 @pytest.mark.parametrize("anomaly_map", ["gradient", "guided_backprop", "smooth_grad"])
 def test_model_gives_autograds_scores_and_maps(source: str, path: str, anomaly_map: str) -> None:

@@ -43,7 +43,7 @@ def data(pictures: Path) -> Folder:
 
 
 def model(**arguments: Any) -> KdMultiresolution:
-    settings = {"source": "light_vgg", "image_size": 32, "epochs": 2, "visualizer": False, **arguments}
+    settings = {"source": "small_vgg", "image_size": 32, "epochs": 2, "visualizer": False, **arguments}
     return KdMultiresolution(**settings)
 
 
@@ -205,7 +205,7 @@ def test_epochs_hold_where_only_the_time_is_limited(pictures: Path, tmp_path: Pa
 
 def test_a_pre_processor_of_ones_own(pictures: Path, tmp_path: Path) -> None:
     network = KdMultiresolution(
-        "light_vgg", epochs=1, visualizer=False, pre_processor=PreProcessor(Resize((64, 32), antialias=False))
+        "small_vgg", epochs=1, visualizer=False, pre_processor=PreProcessor(Resize((64, 32), antialias=False))
     )
     fit(network, pictures, tmp_path)
     assert network.input_size == (64, 32)

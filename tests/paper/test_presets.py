@@ -20,6 +20,6 @@ def test_configs_are_written_from_the_presets(name: str) -> None:
 def test_defaults_of_the_model_are_the_preset_of_mvtec() -> None:
     parameters = inspect.signature(KdMultiresolution).parameters
     assert parameters["value_weight"].default == PRESETS["mvtec"].value_weight
-    assert KdMultiresolution("light_vgg").learning_rate == LEARNING_RATE
-    network = KdMultiresolution("light_vgg")
+    assert KdMultiresolution("small_vgg").learning_rate == LEARNING_RATE
+    network = KdMultiresolution("small_vgg")
     assert network.input_size == PRESETS["mvtec"].image_size

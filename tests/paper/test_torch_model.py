@@ -15,7 +15,7 @@ from kd_multiresolution.plugin.finite import NonFiniteError
 
 
 def model(**arguments: object) -> KdMultiresolutionModel:
-    return KdMultiresolutionModel("light_vgg", **arguments).eval()
+    return KdMultiresolutionModel("small_vgg", **arguments).eval()
 
 
 @pytest.fixture(scope="module")

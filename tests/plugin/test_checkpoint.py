@@ -22,7 +22,7 @@ from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual, __versi
 from kd_multiresolution.plugin.checkpoint import KEY
 from kd_multiresolution.source.network import Source
 
-SETTINGS: dict[str, Any] = {"source": "light_vgg", "image_size": 32, "epochs": 1, "visualizer": False}
+SETTINGS: dict[str, Any] = {"source": "small_vgg", "image_size": 32, "epochs": 1, "visualizer": False}
 BOTH = (KdMultiresolution, KdMultiresolutionDual)
 
 
@@ -100,7 +100,7 @@ def test_a_checkpoint_says_what_the_model_was_built_with(
     [
         (
             "KdMultiresolution", KdMultiresolution, {"source": "resnet18", "pretrained": False},
-            "trained with source='light_vgg', .*source='resnet18'",
+            "trained with source='small_vgg', .*source='resnet18'",
         ),
         (
             "KdMultiresolution", KdMultiresolution, {"critical_points": ["pool3", "pool4"]},
@@ -221,7 +221,7 @@ def test_a_checkpoint_that_says_another_variant_names_its_model(
         model_class.load_from_checkpoint(file)
     with pytest.raises(ValueError, match=f"says {message}"):
         engine(tmp_path).test(model_class(**SETTINGS), datamodule=data(pictures), ckpt_path=file)
-    model = [f"--model={model_class.__name__}", "--model.source=light_vgg", "--model.image_size=32"]
+    model = [f"--model={model_class.__name__}", "--model.source=small_vgg", "--model.image_size=32"]
     run = ["--trainer.accelerator=cpu", "--trainer.logger=false", f"--default_root_dir={tmp_path}"]
     with pytest.raises(ValueError, match=f"says {message}"):
         AnomalibCLI(args=["predict", *model, *run, f"--ckpt_path={file}", f"--data={pictures / 'bad'}"])
@@ -289,7 +289,7 @@ def test_loading_runs_no_code(checkpoints: dict[str, Path], pictures: Path, tmp_
     for file, content in (("model.ckpt", checkpoint), ("source.pth", checkpoint["state_dict"])):
         torch.save({**content, "more": Malicious(tmp_path / "touched")}, tmp_path / file)
     with pytest.raises(ValueError, match=r"source_weights='.*source.pth': not a readable"):
-        Source("light_vgg", weights=tmp_path / "source.pth")
+        Source("small_vgg", weights=tmp_path / "source.pth")
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         KdMultiresolution.load_from_checkpoint(tmp_path / "model.ckpt")
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):

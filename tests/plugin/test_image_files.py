@@ -25,7 +25,7 @@ APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        "
 
 
 def model(**arguments: Any) -> KdMultiresolution:
-    settings = {"source": "light_vgg", "image_size": 64, "epochs": 1, "visualizer": False, "evaluator": False}
+    settings = {"source": "small_vgg", "image_size": 64, "epochs": 1, "visualizer": False, "evaluator": False}
     return KdMultiresolution(**{**settings, **arguments})
 
 

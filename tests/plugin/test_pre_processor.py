@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anomalib.models
@@ -10,6 +11,7 @@ import pytest
 import torch
 from anomalib.pipelines.tiled_ensemble.components.utils import NormalizationStage
 from anomalib.pipelines.tiled_ensemble.components.utils.helper_functions import get_ensemble_model
+from lightning.pytorch import Trainer
 from torchvision.transforms.v2 import Normalize, Resize
 from torchvision.transforms.v2 import functional as F  # noqa: N812
 
@@ -25,10 +27,10 @@ def prepared(pre_processor: Any, images: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("kind", list(SIZES))
 def test_the_class_configures_what_an_instance_has(kind: Any) -> None:
     images = torch.rand(2, 3, 70, 90, generator=torch.Generator().manual_seed(0))
-    instance = kind("light_vgg")
-    assert torch.equal(prepared(kind.configure_pre_processor(), images), prepared(instance.pre_processor, images))
-    small = kind("light_vgg", image_size=64)
-    assert torch.equal(prepared(kind.configure_pre_processor((64, 64)), images), prepared(small.pre_processor, images))
+    for size, own in ((None, {}), ((64, 64), {"image_size": 64})):
+        instance = kind(pretrained=False, **own)
+        configured = kind.configure_pre_processor(size)
+        assert torch.equal(prepared(configured, images), prepared(instance.pre_processor, images))
     assert prepared(kind.configure_pre_processor(), images).shape[-2:] == SIZES[kind]
 
 
@@ -39,10 +41,53 @@ def test_the_dual_model_normalises_and_the_papers_does_not() -> None:
     assert torch.allclose(dual, F.normalize(images, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 
 
+NUMBERS = {
+    "resnet18.tv_in1k": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    "efficientnet_lite0": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+    "small_vgg": ([0.4, 0.45, 0.5], [0.25, 0.3, 0.35]),
+}
+
+
+@pytest.mark.parametrize("source", NUMBERS)
+@pytest.mark.parametrize("kind", list(SIZES))
+def test_images_are_normalised_as_the_source_was_trained(kind: Any, source: str) -> None:
+    images = torch.rand(1, 3, 64, 64)
+    expected = F.normalize(images, *NUMBERS[source])
+    model = kind(source, pretrained=False, image_size=64, imagenet_normalization=True)
+    configured = kind.configure_pre_processor((64, 64), imagenet_normalization=True, source=source)
+    for pre_processor in (model.pre_processor, configured):
+        assert torch.equal(prepared(pre_processor, images), expected)
+    plain = kind(source, pretrained=False, image_size=64, imagenet_normalization=False)
+    assert torch.equal(prepared(plain.pre_processor, images), images)
+
+
+def test_a_checkpoint_carries_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = KdMultiresolutionDual("small_vgg", image_size=64, visualizer=False)
+    trainer = Trainer(logger=False, default_root_dir=tmp_path, accelerator="cpu")
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    monkeypatch.setattr("kd_multiresolution.plugin.pre_processor.normalization_of", lambda _: ((0.0,) * 3, (1.0,) * 3))
+    images = torch.rand(1, 3, 64, 64)
+    assert torch.equal(prepared(KdMultiresolutionDual("small_vgg", image_size=64).pre_processor, images), images)
+    loaded = KdMultiresolutionDual.load_from_checkpoint(tmp_path / "model.ckpt")
+    assert torch.equal(prepared(loaded.pre_processor, images), F.normalize(images, *NUMBERS["small_vgg"]))
+
+
+@pytest.mark.parametrize("kind", list(SIZES))
+def test_a_pre_processor_made_for_another_source_is_said(kind: Any, caplog: pytest.LogCaptureFixture) -> None:
+    imagenets = KdMultiresolutionDual.configure_pre_processor((64, 64))
+    assert kind("resnet18", pretrained=False, pre_processor=imagenets)
+    assert kind("small_vgg", pre_processor=KdMultiresolution.configure_pre_processor((64, 64)))
+    assert "pre_processor" not in caplog.text
+    assert kind("small_vgg", pre_processor=imagenets).pre_processor is imagenets
+    assert "with mean (0.485, 0.456, 0.406) and deviation" in caplog.text
+    assert "source 'small_vgg' was trained with (0.4, 0.45, 0.5)" in caplog.text
+
+
 @pytest.mark.parametrize("kind", list(SIZES))
 def test_a_tile_of_anomalibs_ensemble_is_prepared_as_an_image_is(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # As in docs/own_data.md: anomalib's ensemble fails at any model's init_args.
-    monkeypatch.setattr(anomalib.models, "TileModel", partial(kind, "light_vgg"), raising=False)
+    monkeypatch.setattr(anomalib.models, "TileModel", partial(kind, "small_vgg"), raising=False)
     model = get_ensemble_model({"class_path": "TileModel"}, (64, 64), NormalizationStage.IMAGE)
     transform = model.pre_processor.transform
     parts = [] if transform is None else [type(part) for part in transform.transforms]

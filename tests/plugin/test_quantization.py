@@ -27,6 +27,6 @@ def test_a_deep_image_calibrates_nothing_nor_does_a_hidden_file(tmp_path: Path) 
     deep = tmp_path / "good" / "3.png"
     DEEP["rgb.png"](deep)
     data = Folder("noise", root=tmp_path, normal_dir="good", abnormal_dir="bad", normal_test_dir="bad", num_workers=0)
-    network = KdMultiresolution(source="light_vgg", image_size=64, anomaly_map="discrepancy")
+    network = KdMultiresolution(source="small_vgg", image_size=64, anomaly_map="discrepancy")
     with pytest.raises(ValueError, match=f"^{deep}: 16 bits per channel"):
         network.to_openvino(tmp_path, compression_type=CompressionType.INT8_PTQ, datamodule=data)

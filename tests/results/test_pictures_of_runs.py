@@ -29,7 +29,7 @@ from kd_multiresolution.results.scored import ScoredImages
 
 WIDE = (192, 64)
 SPOT = (60, 24, 84, 48)  # of the wide files: left, top, right, bottom
-LIGHT: dict[str, Any] = {"source": "light_vgg", "critical_points": ["pool2", "pool3", "pool4"]}
+LIGHT: dict[str, Any] = {"source": "small_vgg", "critical_points": ["pool2", "pool3", "pool4"]}
 
 
 def write(path: Path, seed: int, size: tuple[int, int] = WIDE, *, spot: bool = False, mask: Path | None = None) -> None:

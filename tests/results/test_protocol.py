@@ -57,7 +57,7 @@ def settings(pictures: Path, val_split_mode: str = "same_as_test") -> dict[str, 
 
 
 def model(**arguments: Any) -> KdMultiresolution:
-    return KdMultiresolution(**{"source": "light_vgg", "image_size": SIZE, "visualizer": False, **arguments})
+    return KdMultiresolution(**{"source": "small_vgg", "image_size": SIZE, "visualizer": False, **arguments})
 
 
 def fit(
@@ -128,7 +128,7 @@ def test_training_that_another_callback_ends_is_evaluated(pictures: Path, tmp_pa
 
 def test_the_dual_model_is_evaluated_with_what_is_normal_to_its_cloners_by_then(pictures: Path, tmp_path: Path) -> None:
     evaluation = EvaluationAfterConvergence(evaluations=1)
-    network = KdMultiresolutionDual("light_vgg", image_size=64, visualizer=False)
+    network = KdMultiresolutionDual("small_vgg", image_size=64, visualizer=False)
     # Validation, which has the model look at its held-out images, does not take place.
     fit(network, pictures, tmp_path, callbacks=[evaluation], max_epochs=3, limit_val_batches=0)
     labels, scores = raw_scores(network, pictures)
@@ -265,7 +265,7 @@ def test_command_line_switches_it_on(pictures: Path, tmp_path: Path) -> None:
     data = [f"--data.{key}={value}" for key, value in settings(pictures).items()]
     AnomalibCLI(
         args=[
-            "train", "--model=kd_multiresolution", "--model.source=light_vgg", f"--model.image_size={SIZE}",
+            "train", "--model=kd_multiresolution", "--model.source=small_vgg", f"--model.image_size={SIZE}",
             "--model.visualizer=false", "--data=Folder", *data, f"--default_root_dir={tmp_path}",
             "--trainer.accelerator=cpu", "--trainer.logger=false", "--trainer.enable_progress_bar=false",
             "--trainer.callbacks+=kd_multiresolution.EvaluationAfterConvergence",

@@ -92,7 +92,7 @@ def test_page_of_one_kind_says_that_there_is_no_curve() -> None:
 def test_a_test_run_writes_its_page(tmp_path: Path, visualizer: bool, fitted: bool) -> None:
     write_noise_folders(tmp_path, 4)
     data = Folder("noise", root=tmp_path, normal_dir="good", abnormal_dir="bad", num_workers=0)
-    model = KdMultiresolution("light_vgg", image_size=SIZE, visualizer=visualizer)
+    model = KdMultiresolution("small_vgg", image_size=SIZE, visualizer=visualizer)
     engine = Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu")
     if fitted:
         engine.validate(model, datamodule=data)

@@ -52,7 +52,7 @@ def test_files_of_a_test_run(tmp_path: Path) -> None:
     write_noise_folders(tmp_path, 4)
     data = Folder("noise", root=tmp_path, normal_dir="good", abnormal_dir="bad", num_workers=0)
     visualizer = ThresholdVisualizer(field_size=SIZE, output_dir=tmp_path / "drawn")
-    model = KdMultiresolution("light_vgg", image_size=32, visualizer=visualizer)
+    model = KdMultiresolution("small_vgg", image_size=32, visualizer=visualizer)
     Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu").test(model, datamodule=data)
     files = list((tmp_path / "drawn").rglob("*.png"))
     assert files
@@ -69,7 +69,7 @@ def test_files_of_a_test_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arguments", [{"anomaly_map": None}, {"post_processor": False}])
 def test_model_without_normalised_maps_refuses_it(arguments: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"ThresholdVisualizer\(\), .* it draws normalised maps"):
-        KdMultiresolution("light_vgg", image_size=32, visualizer=ThresholdVisualizer(), **arguments)
+        KdMultiresolution("small_vgg", image_size=32, visualizer=ThresholdVisualizer(), **arguments)
 
 
 def test_errors_name_the_argument() -> None:

@@ -75,8 +75,8 @@ def test_points_come_from_fine_to_coarse(resnet: Source) -> None:
 def test_random_weights_are_seeded_and_the_global_generator_is_not_touched() -> None:
     torch.manual_seed(11)
     state = torch.get_rng_state()
-    first, second = (Source("light_vgg", pretrained=False, seed=5) for _ in range(2))
-    other = Source("light_vgg", pretrained=False, seed=6)
+    first, second = (Source("small_vgg", pretrained=False, seed=5) for _ in range(2))
+    other = Source("small_vgg", pretrained=False, seed=6)
     assert torch.equal(torch.get_rng_state(), state)
     pairs = zip(first.parameters(), second.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
@@ -87,9 +87,9 @@ def test_random_weights_are_seeded_and_the_global_generator_is_not_touched() -> 
     ("arguments", "message"),
     [
         ({"name": "vgg99"}, "source='vgg99'.*vgg19"),
-        ({"name": "light_vgg", "critical_points": ["pool6"]}, r"critical_points=\['pool6'\].*pool1, pool2"),
-        ({"name": "light_vgg", "critical_points": []}, r"critical_points=\[\]"),
-        ({"name": "light_vgg", "weights": "nowhere.pth"}, "source_weights='nowhere.pth': no such file"),
+        ({"name": "small_vgg", "critical_points": ["pool6"]}, r"critical_points=\['pool6'\].*pool1, pool2"),
+        ({"name": "small_vgg", "critical_points": []}, r"critical_points=\[\]"),
+        ({"name": "small_vgg", "weights": "nowhere.pth"}, "source_weights='nowhere.pth': no such file"),
         ({"name": "inception_v3", "pretrained": False}, "source='inception_v3'.*choose a convolutional model"),
         (
             {"name": "vit_tiny_patch16_224", "pretrained": False},

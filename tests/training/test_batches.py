@@ -43,7 +43,7 @@ def loader(dataset: Dataset[ImageItem]) -> DataLoader[ImageItem]:
 
 
 def fit(model_class: type[AnomalibModule], folder: Path, **data: Any) -> AnomalibModule:
-    network = model_class("light_vgg", image_size=32, epochs=2, cache=None, visualizer=False)
+    network = model_class("small_vgg", image_size=32, epochs=2, cache=None, visualizer=False)
     engine = Engine(default_root_dir=folder, logger=False, enable_progress_bar=False, accelerator="cpu")
     engine.fit(network, **data)
     return network

@@ -29,7 +29,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def fit(data: Folder, folder: Path, epochs: int = 3, **arguments: object) -> None:
-    network = KdMultiresolution(source="light_vgg", image_size=32, epochs=epochs, visualizer=False, **arguments)  # type: ignore[arg-type]
+    network = KdMultiresolution(source="small_vgg", image_size=32, epochs=epochs, visualizer=False, **arguments)  # type: ignore[arg-type]
     engine = Engine(default_root_dir=folder, logger=False, enable_progress_bar=False, accelerator="cpu")
     engine.fit(network, datamodule=data)
 

@@ -127,7 +127,7 @@ def test_changing_part(transform: nn.Module | None, part: type[nn.Module] | None
 )
 def test_refused_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        KdMultiresolution(source="light_vgg", **arguments)
+        KdMultiresolution(source="small_vgg", **arguments)
 
 
 class Losses(Callback):
@@ -149,7 +149,7 @@ def train(pictures: Path, folder: Path, augmentations: v2.Transform | None = Non
     seed_everything(0)
     losses = Losses()
     precision = arguments.pop("precision", "32-true")
-    network = KdMultiresolution(source="light_vgg", image_size=32, epochs=3, visualizer=False, **arguments)
+    network = KdMultiresolution(source="small_vgg", image_size=32, epochs=3, visualizer=False, **arguments)
     data = Folder(
         "noise", root=pictures, normal_dir="good", train_batch_size=3, eval_batch_size=3, num_workers=0,
         train_augmentations=augmentations, val_split_mode="from_train", test_split_mode="none", seed=0,

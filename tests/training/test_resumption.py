@@ -90,7 +90,7 @@ def train(
     torch.set_num_threads(case.threads)
     torch.manual_seed(len(str(out)))  # what was drawn before a training does not matter
     model = MODELS[case.model](
-        "light_vgg", critical_points=["pool2", "pool3", "pool4"], image_size=SIZE, epochs=epochs, cache=case.cache,
+        "small_vgg", critical_points=["pool2", "pool3", "pool4"], image_size=SIZE, epochs=epochs, cache=case.cache,
         visualizer=False, evaluator=False,
     )  # fmt: skip
     data = Folder(
@@ -161,7 +161,7 @@ def test_a_finished_training_goes_on_as_a_longer_one(pictures: Path, tmp_path: P
 def test_features_are_at_once_as_they_will_be_read(dtype: str, memory: float, tmp_path: Path) -> None:
     images, paths = torch.rand(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)), ["a", "b", "c"]
     # A source that was not made for channels last, as weights that somebody has loaded may be.
-    cache = FeatureCache(Source("light_vgg"), len(paths), memory=memory, folder=tmp_path, dtype=dtype)
+    cache = FeatureCache(Source("small_vgg"), len(paths), memory=memory, folder=tmp_path, dtype=dtype)
     computed, read = (cache.features(paths, images) for _ in range(2))
     for now, then in zip(computed, read, strict=True):
         assert torch.equal(now, then)
@@ -171,7 +171,7 @@ def test_features_are_at_once_as_they_will_be_read(dtype: str, memory: float, tm
 def test_held_out_features_do_not_depend_on_the_batches() -> None:
     images = torch.rand(9, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     paths = [str(i) for i in range(len(images))]
-    model = KdMultiresolutionDualModel("light_vgg", critical_points=["pool2", "pool3", "pool4"])
+    model = KdMultiresolutionDualModel("small_vgg", critical_points=["pool2", "pool3", "pool4"])
     found = []
     for size in (1, 9):
         held_out = HeldOutImages(model, 0)
@@ -203,7 +203,7 @@ def test_the_mean_loss_of_an_epoch_survives_an_interruption() -> None:
 
 def test_a_try_of_one_batch_computes_no_more_than_that(pictures: Path, tmp_path: Path) -> None:
     seen: list[int] = []
-    model = KdMultiresolution("light_vgg", critical_points=["pool2"], image_size=SIZE, epochs=1, anomaly_map=None)
+    model = KdMultiresolution("small_vgg", critical_points=["pool2"], image_size=SIZE, epochs=1, anomaly_map=None)
     model.model.source.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
     data = Folder(
         "parts", root=pictures, normal_dir="good", abnormal_dir="bad", normal_test_dir="bad", num_workers=0,

@@ -52,7 +52,7 @@ def data(pictures: Path) -> Folder:
 
 
 def make(kind: type[Model], **arguments: Any) -> Model:
-    return kind(**{"source": "light_vgg", "image_size": 32, "sigma": 1.0, "visualizer": False, **arguments})
+    return kind(**{"source": "small_vgg", "image_size": 32, "sigma": 1.0, "visualizer": False, **arguments})
 
 
 def fit(network: Model, pictures: Path, folder: Path, callbacks: Sequence[Callback] = (), **arguments: Any) -> Engine:

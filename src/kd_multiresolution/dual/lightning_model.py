@@ -35,7 +35,7 @@ from kd_multiresolution.plugin.arguments import arguments_of, check_choice, chec
 from kd_multiresolution.plugin.checkpoint import KEY, CheckpointEntry
 from kd_multiresolution.plugin.module import PluginModule
 from kd_multiresolution.plugin.post_processor import FALSE_ALARM_RATE, FalseAlarmPostProcessor, check_rate_unconfigured
-from kd_multiresolution.plugin.pre_processor import check_unconfigured, resizing, sides
+from kd_multiresolution.plugin.pre_processor import check_unconfigured, resizing, sides, warn_of_other_normalization
 from kd_multiresolution.plugin.registration import register_models
 from kd_multiresolution.results.report import Report
 from kd_multiresolution.results.visualizer import FrameVisualizer, check_drawable
@@ -56,17 +56,18 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
     ``docs/method.md``.
 
     Args:
-        source: the frozen network: ``light_vgg``, whose weights come with this package, or any convolutional model of
-            timm, such as ``resnet18.tv_in1k`` or ``vgg16.tv_in1k``.
-        pretrained: use the source's pre-trained weights, downloaded on first use. If false, and no file is given, the
-            source is random.
+        source: the frozen network: any convolutional model of timm, such as ``resnet18.tv_in1k`` or
+            ``vgg16.tv_in1k``; or ``efficientnet_lite0``, whose weights were installed with this package.
+        pretrained: use the source's pre-trained weights, downloaded on first use unless they were installed. If false,
+            and no file is given, the source is random.
         source_weights: a local weight file of the source (``.safetensors`` or ``.pth``) instead of the download.
         critical_points: names of two or more of the source's levels, ``layer1`` to ``layer4`` for ResNet, ``pool1`` to
             ``pool5`` for VGG; all but the first are predicted. Default: those of strides 4, 8 and 16.
         sigma: standard deviation of the anomaly map's Gaussian blur, in pixels.
         image_size: height and width in pixels, or one number for both, to which images are resized; multiples of the
             source's stride at the last critical point. Default: 256. Not together with a pre-processor of your own.
-        imagenet_normalization: normalise images with ImageNet's mean and deviation. Default: yes.
+        imagenet_normalization: normalise images with the mean and deviation that the source was trained with:
+            ImageNet's for torchvision's networks, 0.5 and 0.5 for ``efficientnet_lite0``. Default: yes.
         epochs: train for this many epochs. Default: as many as make 1,400 steps. ``--trainer.max_epochs`` takes
             precedence (unless it is 1000, Lightning's own default).
         learning_rate: the optimiser's (Muon) highest rate in its one cycle. Default: 4e-3.
@@ -143,7 +144,11 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         size = IMAGE_SIZE if image_size is None else sides(image_size)
         resizes = pre_processor is True
         if resizes:
-            pre_processor = self.configure_pre_processor(size, imagenet_normalization=imagenet_normalization)
+            pre_processor = self.configure_pre_processor(
+                size, imagenet_normalization=imagenet_normalization, source=source
+            )
+        else:
+            warn_of_other_normalization(pre_processor, source)
         self.false_alarm_rate = false_alarm_rate
         super().__init__(
             pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
@@ -159,15 +164,23 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
 
     @staticmethod
     def configure_pre_processor(
-        image_size: tuple[int, int] | None = None, *, imagenet_normalization: bool | None = None
+        image_size: tuple[int, int] | None = None,
+        *,
+        imagenet_normalization: bool | None = None,
+        source: str = "resnet18.tv_in1k",
     ) -> PreProcessor:
-        """Return a pre-processor that resizes images, with ImageNet's normalisation or to [0, 1].
+        """Return a pre-processor that resizes images, as the source was trained or to [0, 1].
 
         Args:
             image_size: height and width in pixels; default: 256 x 256.
-            imagenet_normalization: subtract ImageNet's mean and divide by its deviation; default: yes.
+            imagenet_normalization: subtract the mean and divide by the deviation that the source was trained with;
+                default: yes.
+            source: name of the source.
+
+        Raises:
+            ValueError: if timm does not have the source, or does not say how it was trained.
         """
-        return resizing(image_size or IMAGE_SIZE, imagenet_normalization=imagenet_normalization is not False)
+        return resizing(image_size or IMAGE_SIZE, normalized_for=None if imagenet_normalization is False else source)
 
     def configure_post_processor(self) -> PostProcessor:
         """Return a post-processor that does not clamp scores, with a threshold from normal images."""

@@ -56,7 +56,7 @@ class KdMultiresolutionDualModel(nn.Module):
     :mod:`kd_multiresolution.dual.calibration`; all of it is kept in the state dict.
 
     Args:
-        source: ``light_vgg`` or any convolutional model of timm.
+        source: any convolutional model of timm, or ``efficientnet_lite0``.
         pretrained: use the source's pre-trained weights; if false, and no file is given, they are random.
         source_weights: a local weight file of the source (``.safetensors`` or ``.pth``) instead of a download.
         critical_points: at least two; the cloners start from the first and the last, and predict all but the first.

@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 from itertools import compress
 
 import torch
+import torch.nn.functional as F  # noqa: N812
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, fx, nn
 
-from kd_multiresolution.paper.backward_rules import has_rule, pulled_back
+from kd_multiresolution.paper.backward_rules import has_rule, normalized, pulled_back
 from kd_multiresolution.paper.discrepancy import TERMS, checked_features, discrepancy, normalize_terms
 from kd_multiresolution.source.network import Source
 
@@ -40,11 +42,19 @@ class Operation:
     norm: nn.BatchNorm2d | None = None
 
 
+class _Tracer(fx.Tracer):
+    """Takes every module that has a rule as one operator."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return has_rule(m) or super().is_leaf_module(m, module_qualified_name)
+
+
 class RecordedNetwork:
     """A network in evaluation mode, as a list of operators that can be followed in both directions.
 
     It shares the network's parameters, and has none of its own. Convolutions (with stride and groups), batch norm,
-    ReLU, max and average pools, and sums have rules: enough for timm's VGG and ResNet families and for every cloner.
+    ReLU, ReLU6, max and average pools, and sums have rules: enough for timm's VGG and ResNet families, for
+    EfficientNet-Lite and for every cloner.
 
     Args:
         network: maps (N, 3, H, W) images to a list of activations.
@@ -55,7 +65,7 @@ class RecordedNetwork:
 
     def __init__(self, network: nn.Module) -> None:
         try:
-            graph = fx.Tracer().trace(network)
+            graph = _Tracer().trace(network)
         except Exception as error:
             msg = f"{type(network).__name__} cannot be recorded as a list of operators ({error})."
             raise ValueError(msg) from error
@@ -68,8 +78,12 @@ class RecordedNetwork:
             elif node.op == "output":
                 self.outputs = inputs
             elif node.op == "call_module" and has_rule(modules[node.target]):
-                only_user = len(node.all_input_nodes[0].users) == 1
-                self._append(Operation(node.name, inputs, modules[node.target]), only_user)
+                module, only_user = modules[node.target], len(node.all_input_nodes[0].users) == 1
+                if isinstance(module, BatchNormAct2d):
+                    norm = f"{node.name}_norm"
+                    self._append(Operation(norm, inputs, module), only_user)
+                    inputs, module, only_user = (norm,), module.act, True
+                self._append(Operation(node.name, inputs, module), only_user)
             elif node.op == "call_function" and node.target in ADDITIONS and len(inputs) == 2:
                 self.operations.append(Operation(node.name, inputs, None))
             else:
@@ -107,11 +121,15 @@ class RecordedNetwork:
             elif isinstance(module, nn.ReLU):
                 # Not the module: it may work in place, and backward needs what lies before it.
                 result = rectify(arguments[0])
+            elif isinstance(module, nn.ReLU6):
+                result = F.relu6(arguments[0])
+            elif isinstance(module, nn.BatchNorm2d):
+                result = normalized(module, arguments[0])
             else:
                 result = module(arguments[0])
                 # Runtimes fold it into the convolution; here the values stay the network's own to the last digit, since
                 # that digit can decide which of two equal activations a max pool takes.
-                result = operation.norm(result) if operation.norm is not None else result
+                result = normalized(operation.norm, result) if operation.norm is not None else result
             results[operation.output] = result
         return [results[name] for name in self.outputs], results
 

@@ -7,16 +7,27 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.norm_act import BatchNormAct2d
+from timm.layers.padding import get_same_padding
 from torch import Tensor, nn
 
 IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d)
+# By their exact types: a subclass may compute something else.
+KINDS = frozenset(
+    {nn.Conv2d, Conv2dSame, nn.BatchNorm2d, BatchNormAct2d, nn.ReLU, nn.ReLU6, nn.MaxPool2d, nn.AvgPool2d, *IDENTITIES}
+)
 
 
 def has_rule(module: nn.Module) -> bool:
     """Whether :func:`pulled_back` has a rule for this module as it is configured."""
+    if type(module) not in KINDS:
+        return False
     if isinstance(module, nn.Conv2d):
         kernel, stride, padding = module.kernel_size, module.stride, module.padding
         if isinstance(padding, str) or module.padding_mode != "zeros" or module.dilation != (1, 1):
+            return False
+        if isinstance(module, Conv2dSame) and not all(side % 2 for side in kernel):
             return False
         return stride[0] == stride[1] and all(p < k for p, k in zip(padding, kernel, strict=True))
     if isinstance(module, nn.MaxPool2d):
@@ -26,9 +37,16 @@ def has_rule(module: nn.Module) -> bool:
         # Levels divide image sizes, so what ceil_mode rounds (timm's average pools have it) is always whole.
         disjoint = isinstance(module.kernel_size, int) and module.kernel_size == module.stride and module.padding == 0
         return disjoint and module.divisor_override is None
+    if isinstance(module, BatchNormAct2d) and not (isinstance(module.drop, nn.Identity) and has_rule(module.act)):
+        return False
     if isinstance(module, nn.BatchNorm2d):
         return module.running_var is not None and module.affine
-    return isinstance(module, (nn.ReLU, *IDENTITIES))
+    return True
+
+
+def normalized(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """Return what a batch norm in evaluation mode computes, without the activation that timm may join to it."""
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
 
 def _scale(norm: nn.BatchNorm2d) -> Tensor:
@@ -56,6 +74,8 @@ def pulled_back(
     if isinstance(module, nn.ReLU):
         # A product: ONNX Runtime's Where takes several times as long.
         return (y > 0).to(y.dtype) * (torch.relu(gradient) if guided else gradient)
+    if isinstance(module, nn.ReLU6):
+        return ((y > 0) & (y < 6)).to(y.dtype) * gradient
     if isinstance(module, nn.MaxPool2d):
         return _max_pool_back(module, x, y, gradient)
     if isinstance(module, nn.AvgPool2d):
@@ -79,11 +99,21 @@ def _convolution_back(module: nn.Conv2d, weight: Tensor, x: Tensor, gradient: Te
     weight = weight.reshape(groups, outputs // groups, inputs, taps[0], stride, taps[1], stride)
     weight = weight.permute(0, 2, 4, 6, 1, 3, 5).flip(5, 6)
     weight = weight.reshape(groups * inputs * stride**2, outputs // groups, *taps)
-    top, left = (int(p) for p in module.padding)
+    top, left = _padding(module, x)
     if stride == 1:
         return F.conv2d(gradient, weight, padding=(kernel[0] - 1 - top, kernel[1] - 1 - left), groups=groups)
     phases = F.conv2d(gradient, weight, padding=(taps[0] - 1, taps[1] - 1), groups=groups)
     return _cut(F.pixel_shuffle(phases, stride), x, top, left)
+
+
+def _padding(module: nn.Conv2d, x: Tensor) -> tuple[int, int]:
+    """Return the rows and columns of zeros before the input; TensorFlow's padding puts the odd one behind it."""
+    if isinstance(module, Conv2dSame):
+        sides = zip(x.shape[-2:], module.kernel_size, module.stride, module.dilation, strict=True)
+        top, left = (get_same_padding(*side) // 2 for side in sides)
+        return top, left
+    top, left = (int(p) for p in module.padding)
+    return top, left
 
 
 def _max_pool_back(module: nn.MaxPool2d, x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:

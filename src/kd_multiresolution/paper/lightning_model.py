@@ -28,7 +28,7 @@ from kd_multiresolution.plugin.arguments import arguments_of, check_positive, ch
 from kd_multiresolution.plugin.checkpoint import CheckpointEntry, check_variant
 from kd_multiresolution.plugin.module import PluginModule
 from kd_multiresolution.plugin.post_processor import UnclampedPostProcessor
-from kd_multiresolution.plugin.pre_processor import check_unconfigured, resizing, sides
+from kd_multiresolution.plugin.pre_processor import check_unconfigured, resizing, sides, warn_of_other_normalization
 from kd_multiresolution.plugin.registration import register_models
 from kd_multiresolution.results.report import Report
 from kd_multiresolution.results.visualizer import FrameVisualizer, check_drawable
@@ -52,10 +52,10 @@ class KdMultiresolution(PluginModule, AnomalibModule):
     are the paper's settings for MVTec AD (Salehi et al., CVPR 2021, arXiv 2011.11108).
 
     Args:
-        source: the frozen network: ``light_vgg``, whose weights come with this package, or any convolutional model of
-            timm, such as ``vgg16.tv_in1k`` (the paper's) or ``resnet18.tv_in1k``.
-        pretrained: use the source's pre-trained weights, downloaded on first use. If false, and no file is given, the
-            source is random.
+        source: the frozen network: any convolutional model of timm, such as ``vgg16.tv_in1k`` (the paper's) or
+            ``resnet18.tv_in1k``; or ``efficientnet_lite0``, whose weights were installed with this package.
+        pretrained: use the source's pre-trained weights, downloaded on first use unless they were installed. If false,
+            and no file is given, the source is random.
         source_weights: a local weight file of the source (``.safetensors`` or ``.pth``) instead of the download.
         critical_points: names of the source's levels at which the cloner is trained, ``pool1`` to ``pool5`` for VGG,
             timm's feature levels otherwise (``layer1`` to ``layer4`` for ResNet). Default: the last four.
@@ -82,8 +82,9 @@ class KdMultiresolution(PluginModule, AnomalibModule):
             of different images are then not comparable.
         image_size: height and width in pixels, or one number for both, to which images are resized; multiples of the
             source's stride at the last critical point. Default: 128. Not together with a pre-processor of your own.
-        imagenet_normalization: normalise images with ImageNet's mean and deviation. Default: no; the paper does so for
-            CIFAR-10 only.
+        imagenet_normalization: normalise images with the mean and deviation that the source was trained with:
+            ImageNet's for torchvision's networks, 0.5 and 0.5 for ``efficientnet_lite0``. Default: no; the paper does
+            so for CIFAR-10 only.
         epochs: train for this many epochs. Default: until the training loss has converged. ``--trainer.max_epochs``
             takes precedence (unless it is 1000, Lightning's own default), as an upper limit where this is not given.
         learning_rate: Adam's learning rate. Default: 1e-3.
@@ -166,7 +167,11 @@ class KdMultiresolution(PluginModule, AnomalibModule):
         size = DEFAULT.image_size if image_size is None else sides(image_size)
         resizes = pre_processor is True
         if resizes:
-            pre_processor = self.configure_pre_processor(size, imagenet_normalization=imagenet_normalization)
+            pre_processor = self.configure_pre_processor(
+                size, imagenet_normalization=imagenet_normalization, source=source
+            )
+        else:
+            warn_of_other_normalization(pre_processor, source)
         super().__init__(
             pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
         )
@@ -182,16 +187,24 @@ class KdMultiresolution(PluginModule, AnomalibModule):
 
     @staticmethod
     def configure_pre_processor(
-        image_size: tuple[int, int] | None = None, *, imagenet_normalization: bool | None = None
+        image_size: tuple[int, int] | None = None,
+        *,
+        imagenet_normalization: bool | None = None,
+        source: str = "vgg16.tv_in1k",
     ) -> PreProcessor:
-        """Return a pre-processor that resizes images, to [0, 1] or with ImageNet's normalisation.
+        """Return a pre-processor that resizes images, to [0, 1] or as the source was trained.
 
         Args:
             image_size: height and width in pixels; default: 128 x 128.
-            imagenet_normalization: subtract ImageNet's mean and divide by its deviation; default: no.
+            imagenet_normalization: subtract the mean and divide by the deviation that the source was trained with;
+                default: no.
+            source: name of the source.
+
+        Raises:
+            ValueError: if timm does not have the source, or does not say how it was trained.
         """
         normalizes = DEFAULT.imagenet_normalization if imagenet_normalization is None else imagenet_normalization
-        return resizing(image_size or DEFAULT.image_size, imagenet_normalization=normalizes)
+        return resizing(image_size or DEFAULT.image_size, normalized_for=source if normalizes else None)
 
     def configure_post_processor(self) -> PostProcessor:
         """Return a post-processor that does not clamp scores."""

@@ -21,7 +21,7 @@ class Preset:
         image_size: height and width in pixels.
         value_weight: factor of the value term.
         epochs: the published code's fixed number of epochs; ``None`` where it names none.
-        imagenet_normalization: whether images are normalised with ImageNet's mean and deviation.
+        imagenet_normalization: whether images are normalised as the source was trained.
         resize: size to which images are resized before ``image_size`` is cut out of their centre; ``None``: no cut.
     """
 

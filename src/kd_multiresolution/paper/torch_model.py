@@ -34,7 +34,7 @@ class KdMultiresolutionModel(nn.Module):
     In training mode it returns the activations of both networks, in evaluation mode anomalib's ``InferenceBatch``.
 
     Args:
-        source: ``light_vgg`` or any convolutional model of timm.
+        source: any convolutional model of timm, or ``efficientnet_lite0``.
         pretrained: use the source's pre-trained weights; if false, and no file is given, they are random.
         source_weights: a local weight file of the source (``.safetensors`` or ``.pth``) instead of a download.
         critical_points: where source and cloner are compared in training; default: the source's last four levels.

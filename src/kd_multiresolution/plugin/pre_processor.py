@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+
 from anomalib.pre_processing import PreProcessor
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
+from kd_multiresolution.source.images import normalization_of
 
-def resizing(image_size: tuple[int, int], *, imagenet_normalization: bool) -> PreProcessor:
-    """Return a pre-processor that resizes images, to [0, 1] or with ImageNet's normalisation.
+logger = logging.getLogger(__name__)
+
+
+def resizing(image_size: tuple[int, int], *, normalized_for: str | None) -> PreProcessor:
+    """Return a pre-processor that resizes images, to [0, 1] or with the normalisation that a source was trained with.
 
     Args:
         image_size: height and width in pixels.
-        imagenet_normalization: subtract ImageNet's mean and divide by its deviation.
+        normalized_for: name of the source; ``None``: no normalisation.
+
+    Raises:
+        ValueError: if timm does not have the source, or does not say how it was trained.
     """
     # anomalib's exported models resize without antialiasing; trained and deployed models must see the same image.
     resize = Resize(image_size, antialias=False)
-    if not imagenet_normalization:
+    if normalized_for is None:
         # Not in a Compose of its own: anomalib's tiled ensemble takes the size out, and an empty one is refused.
         return PreProcessor(transform=resize)
-    return PreProcessor(transform=Compose([resize, Normalize(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)]))
+    mean, deviation = normalization_of(normalized_for)
+    return PreProcessor(transform=Compose([resize, Normalize(mean=mean, std=deviation)]))
 
 
 def check_unconfigured(
@@ -36,6 +45,18 @@ def check_unconfigured(
             f"pre-processor. Leave them out, or leave out pre_processor={pre_processor!r}."
         )
         raise ValueError(msg)
+
+
+def warn_of_other_normalization(pre_processor: PreProcessor | bool, source: str) -> None:
+    """Say in the log if a pre-processor of the user's own normalises images, but not as the source was trained."""
+    transform = getattr(pre_processor, "transform", None)
+    for step in getattr(transform, "transforms", [transform]):
+        if isinstance(step, Normalize) and (tuple(step.mean), tuple(step.std)) != normalization_of(source):
+            logger.warning(
+                "pre_processor: it normalises images with mean %s and deviation %s, source %r was trained with %s and "
+                "%s; configure_pre_processor(..., source=%r) has these.",
+                tuple(step.mean), tuple(step.std), source, *normalization_of(source), source,
+            )  # fmt: skip
 
 
 def sides(image_size: int | tuple[int, int]) -> tuple[int, int]:

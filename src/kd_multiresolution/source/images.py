@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import timm
 import torch
 from torch import Tensor
 from torchvision.tv_tensors import TVTensor
 
 from kd_multiresolution.source.network import Source
+from kd_multiresolution.source.stages import timm_name_of
 
 
 def checked_images(images: Tensor, source: Source, dtype: torch.dtype) -> Tensor:
@@ -47,3 +49,22 @@ def check_image_size(image_size: Sequence[int], source: Source, positions: int =
             f"{source.name!r} at {source.levels[-1].name}; for example {fitting}."
         )
         raise ValueError(msg)
+
+
+def normalization_of(source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and the deviation of each channel, of images in [0, 1], that a source was trained with.
+
+    Args:
+        source: its name.
+
+    Raises:
+        ValueError: if timm does not have it, or does not say how it was trained.
+    """
+    trained = timm.get_pretrained_cfg(timm_name_of(source), allow_unregistered=False)
+    if trained is None:
+        msg = (
+            f"source={source!r}: timm {timm.__version__} does not say how its images were normalised in training. Use "
+            "imagenet_normalization=false, or a pre_processor of your own."
+        )
+        raise ValueError(msg)
+    return tuple(trained.mean), tuple(trained.std)

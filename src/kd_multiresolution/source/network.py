@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kd_multiresolution.source import efficientnet_lite0
 from kd_multiresolution.source.stages import LevelStages, build_stages, critical_points_of
-from kd_multiresolution.source.weights import are_weights_following, load_file
+from kd_multiresolution.source.weights import are_weights_following, load, read_file
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,10 @@ class Source(nn.Module):
     """A frozen network that returns its activations at the critical points.
 
     Args:
-        name: ``light_vgg`` or any convolutional model of timm, e.g. ``vgg16.tv_in1k`` or ``resnet18.tv_in1k``.
+        name: any convolutional model of timm, e.g. ``vgg16.tv_in1k`` or ``resnet18.tv_in1k``; or
+            ``efficientnet_lite0``, timm's ``tf_efficientnet_lite0`` with weights that were installed with this package.
         pretrained: load the model's pre-trained weights; if false, and no file is given, the weights are random.
-        weights: a local weight file (``.safetensors``, or a state dict as ``.pth`` or ``.pt``) instead of a download.
+        weights: a local weight file (``.safetensors``, or a state dict as ``.pth`` or ``.pt``) instead.
         critical_points: names of the levels to return, in any order; default: the last four.
         seed: seed of random weights.
 
@@ -70,10 +72,14 @@ class Source(nn.Module):
         # Random weights are seeded apart from the global generator, which is left as found.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            names, self.stages = build_stages(name, critical_points, download=pretrained and weights is None)
+            installed = name == efficientnet_lite0.NAME
+            download = pretrained and weights is None and not installed
+            names, self.stages = build_stages(name, critical_points, download=download)
+        network = self.stages.network.model if isinstance(self.stages, LevelStages) else self.stages
         if weights is not None:
-            stages = self.stages
-            load_file(stages.network.model if isinstance(stages, LevelStages) else stages, name, Path(weights))
+            load(network, read_file(Path(weights)), f"source={name!r}, source_weights={str(weights)!r}")
+        elif pretrained and installed:
+            load(network, efficientnet_lite0.packaged_weights(), f"source={name!r}")
         self.critical_points = critical_points_of(names, critical_points, source=name)
         self.requires_grad_(requires_grad=False)
         self.eval()

@@ -1,7 +1,6 @@
 """The networks that a source can be: VGG-like ones, tapped after their max pools, and all others at timm's levels.
 
-All sources but our own light one come from timm: it has VGG-16 and every other convolutional backbone under one
-interface, with safetensors weights.
+They come from timm: it has VGG-16 and every other convolutional backbone under one interface, with safetensors weights.
 """
 
 from __future__ import annotations
@@ -14,9 +13,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from kd_multiresolution.source.light_vgg import WEIGHTS, LightVGG, load_light_vgg
+from kd_multiresolution.source import efficientnet_lite0
 
-LIGHT_VGG = "light_vgg"
 NUM_CRITICAL_POINTS = 4  # "the four final layers of each convolutional block"
 NUM_SCORE_POINTS = 3  # The published code trains on pool2 to pool5, and scores on pool3 to pool5.
 
@@ -74,7 +72,7 @@ def build_stages(
     Args:
         name: as :class:`kd_multiresolution.source.network.Source`.
         critical_points: as there.
-        download: with its trained weights, else with random ones.
+        download: with timm's trained weights, else with random ones.
 
     Raises:
         ValueError: if the model or a critical point is unknown, or timm cannot tap the model.
@@ -83,8 +81,6 @@ def build_stages(
     names = [*level_strides(name)]
     last = max(names.index(point) for point in critical_points_of(names, critical_points, name))
     names = names[: last + 1]
-    if name == LIGHT_VGG:
-        return names, PoolStages(load_light_vgg(WEIGHTS if download else None).features, len(names))
     plan = _timm_model(name, device="meta")
     pools = isinstance(plan, timm.models.VGG)
     # The getter form keeps the parameter names of weight files and drops what lies behind the last level.
@@ -159,29 +155,38 @@ def level_strides(name: str) -> dict[str, int]:
     Raises:
         ValueError: if the model is unknown.
     """
-    if name == LIGHT_VGG:
-        with torch.device("meta"):  # draws no random numbers
-            plan: Any = LightVGG()
-    else:
-        plan = _timm_model(name, device="meta")
-    if isinstance(plan, (LightVGG, timm.models.VGG)):
+    plan = _timm_model(name, device="meta")  # draws no random numbers
+    if isinstance(plan, timm.models.VGG):
         pools = sum(isinstance(module, nn.MaxPool2d) for module in plan.features)
         return {f"pool{i + 1}": 2 ** (i + 1) for i in range(pools)}
     return {info["module"]: info["reduction"] for info in plan.feature_info}
 
 
-def _timm_model(name: str, *, device: str = "cpu", pretrained: bool = False, **options: Any) -> Any:
-    """Create a timm model, with errors that tell a user what to do."""
+def timm_name_of(name: str) -> str:
+    """Return timm's name of a source.
+
+    Raises:
+        ValueError: if timm does not have it.
+    """
+    if name == efficientnet_lite0.NAME:
+        return efficientnet_lite0.ARCHITECTURE
     if not timm.is_model(name):
-        similar = difflib.get_close_matches(name.split(".")[0], [LIGHT_VGG, *timm.list_models()], n=3)
+        similar = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
         msg = (
-            f"source={name!r}: not a model of timm {timm.__version__}. Use {LIGHT_VGG!r} or any convolutional model "
-            f"that timm.list_models() names{', for example ' + ' or '.join(similar) if similar else ''}."
+            f"source={name!r}: not a model of timm {timm.__version__}. Use {efficientnet_lite0.NAME!r}, whose weights "
+            "were installed with this package, or any convolutional model that timm.list_models() names"
+            f"{', for example ' + ' or '.join(similar) if similar else ''}."
         )
         raise ValueError(msg)
+    return name
+
+
+def _timm_model(name: str, *, device: str = "cpu", pretrained: bool = False, **options: Any) -> Any:
+    """Create a timm model, with errors that tell a user what to do."""
+    timm_name = timm_name_of(name)
     try:
         with torch.device(device):
-            return timm.create_model(name, pretrained=pretrained, **options)
+            return timm.create_model(timm_name, pretrained=pretrained, **options)
     except Exception as error:
         if not pretrained:
             msg = f"source={name!r}: timm cannot give this model's feature levels ({error}). Choose another model."
@@ -190,6 +195,7 @@ def _timm_model(name: str, *, device: str = "cpu", pretrained: bool = False, **o
             f"source={name!r}: its pre-trained weights could not be had ({type(error).__name__}). Three ways out: "
             "(1) run once with access to the Hugging Face hub, or copy a filled cache and point HF_HOME to it; "
             "(2) source_weights=<file>, a .safetensors or .pth file of this model; "
-            f"(3) source={LIGHT_VGG!r}, whose weights come with this package, or pretrained=false for a random source."
+            f"(3) source={efficientnet_lite0.NAME!r}, whose weights were installed with this package, or "
+            "pretrained=false for a random source."
         )
         raise RuntimeError(msg) from error

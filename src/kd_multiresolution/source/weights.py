@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
 import timm
-from torch import nn
+from torch import Tensor, nn
 
 _weights_follow: ContextVar[bool] = ContextVar("weights_follow", default=False)
 
@@ -28,22 +28,40 @@ def are_weights_following() -> bool:
     return _weights_follow.get()
 
 
-def load_file(network: nn.Module, name: str, path: Path) -> None:
-    """Load a local weight file into the network; what the file holds beyond the last critical point is left out."""
+def read_file(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a local weight file by name.
+
+    Raises:
+        ValueError: if there is no such file, or it is not one.
+    """
     if not path.is_file():
         msg = f"source_weights={str(path)!r}: no such file."
         raise ValueError(msg)
     try:
-        weights = timm.models.load_state_dict(str(path), weights_only=True)  # timm 1.0.15 would run any pickle
+        weights: dict[str, Tensor] = timm.models.load_state_dict(str(path), weights_only=True)  # 1.0.15 ran any pickle
     except Exception as error:
         msg = f"source_weights={str(path)!r}: not a readable .safetensors file or .pth state dict ({error})."
         raise ValueError(msg) from error
+    return weights
+
+
+def load(network: nn.Module, weights: Mapping[str, Tensor], said: str) -> None:
+    """Load weights into a network; what they hold beyond the last critical point is left out.
+
+    Args:
+        network: under whose names the weights are.
+        weights: tensors by name.
+        said: what the user said, for the error.
+
+    Raises:
+        ValueError: if tensors are missing, or have another shape.
+    """
     expected = {key: tensor.shape for key, tensor in network.state_dict().items() if "num_batches_tracked" not in key}
     missing = [key for key in expected if key not in weights]
     misfits = [key for key, shape in expected.items() if key in weights and weights[key].shape != shape]
     if missing or misfits:
         msg = (
-            f"source_weights={str(path)!r} does not fit source={name!r}: "
+            f"{said}: the weights do not fit: "
             f"{len(missing)} tensors are missing ({', '.join(missing[:3])}), "
             f"{len(misfits)} have another shape ({', '.join(misfits[:3])}). If the file ends before the last "
             "critical point, choose earlier critical_points."
