@@ -173,7 +173,7 @@ def _conditions(table: Reproduction, results: Results) -> list[str]:
     )
     lines = [
         f"Source {first.source} ({weights}, SHA-256 {first.weights_sha256[:12]}), images of {size} pixels, "
-        f"{'with' if first.imagenet_normalization else 'without'} ImageNet's normalisation, batches of "
+        f"{'with' if first.imagenet_normalization else 'without'} the source's normalisation, batches of "
         f"{first.batch_size}; {evaluated} Each ± is a sample standard deviation over what it is named after."
     ]
     repeated = {settings.repeated for settings in every}

@@ -61,14 +61,14 @@ def _scratch(clean: Array, strength: float, rng: np.random.Generator, _: Array) 
     along, across = dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
     half = rng.uniform(0.22, 0.38) * len(clean)
     bend = across - rng.uniform(-0.15, 0.15) * along**2 / half
-    line = _unit(1.2 + 0.5 * strength - np.abs(bend)) * _unit(half - np.abs(along))
-    return clean + _sign(rng) * _levels(clean, 1.4 + 1.8 * strength) * line
+    line = _unit(1.55 + 0.35 * strength - np.abs(bend)) * _unit(half - np.abs(along))
+    return clean + _sign(rng) * _levels(clean, 2.7 + 1.3 * strength) * line
 
 
 def _stain(clean: Array, strength: float, rng: np.random.Generator, _: Array) -> Array:
     """A patch that is evenly darker or brighter, the texture showing through."""
     opacity = _patch(clean.shape, rng, rng.uniform(0.1, 0.16) * len(clean))
-    return clean + _sign(rng) * _levels(clean, 0.9 + 1.2 * strength) * opacity
+    return clean + _sign(rng) * _levels(clean, 1.7 + 0.9 * strength) * opacity
 
 
 def _spots(clean: Array, strength: float, rng: np.random.Generator, _: Array) -> Array:
@@ -76,8 +76,8 @@ def _spots(clean: Array, strength: float, rng: np.random.Generator, _: Array) ->
     drawn, sign, middle = clean.copy(), _sign(rng), _centre(clean.shape, rng)
     for _dot in range(rng.integers(4, 8)):
         dy, dx = _distances(clean.shape, middle + rng.normal(0, 0.1 * len(clean), 2))
-        dot = _unit(rng.uniform(1.5, 3.0) - np.hypot(dy, dx) + 0.5)
-        drawn += dot * (clean + sign * _levels(clean, 1.8 + 1.8 * strength) - drawn)
+        dot = _unit(rng.uniform(2.0, 3.5) - np.hypot(dy, dx) + 0.5)
+        drawn += dot * (clean + sign * _levels(clean, 3.0 + 1.3 * strength) - drawn)
     return drawn
 
 
@@ -102,7 +102,7 @@ def _dent(clean: Array, strength: float, rng: np.random.Generator, _: Array) -> 
     angle, radius = rng.uniform(0, 2 * np.pi), rng.uniform(0.13, 0.19) * len(clean)
     inside = _unit(1 - (dx**2 + dy**2) / radius**2)
     slope = (dx * float(np.cos(angle)) + dy * float(np.sin(angle))) / radius * inside
-    return clean + _levels(clean, 2.6 + 4 * strength) * slope
+    return clean + _levels(clean, 5.4 + 2.8 * strength) * slope
 
 
 KINDS: dict[str, Callable[[Array, float, np.random.Generator, Array], Array]] = {

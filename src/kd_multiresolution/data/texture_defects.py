@@ -1,8 +1,8 @@
 """Textures with drawn defects: a data set that needs no download.
 
 The textures are the three that scikit-image carries in its wheel (brick, grass and gravel, 512 x 512 grey pixels, CC0).
-A band across the middle of the picture is held out for testing, training patches come from above and below it, so the
-two never share a pixel.
+Three blocks on the picture's diagonal are held out for testing, so that both sides see all of its light; training
+patches come from what is left, so that the two never share a pixel.
 """
 
 from __future__ import annotations
@@ -27,35 +27,36 @@ from kd_multiresolution.data.defect_drawing import KINDS, Grey, draw_defect
 from kd_multiresolution.plugin.arguments import check_seed
 
 CATEGORIES = ("brick", "grass", "gravel")
-VERSION = 1
+VERSION = 2
 """To be raised with every change of the pictures: a folder of another version is never taken for this one."""
 
 PATCH = 128
-TEST_ROWS = (160, 352)
-TRAIN_STEP = (8, 16)
-TEST_STEP = (16, 32)
-DEFECTS_PER_KIND = 6
-
-
-def _grid(rows: tuple[int, int], columns: tuple[int, int], step: tuple[int, int]) -> list[tuple[int, int]]:
-    """Return the upper left corners (row, column) of all patches inside an area, a step apart."""
-    return [
-        (row, column)
-        for row in range(rows[0], rows[1] - PATCH + 1, step[0])
-        for column in range(columns[0], columns[1] - PATCH + 1, step[1])
-    ]
+TEST_BLOCKS = ((0, 0), (160, 160), (320, 320))
+TEST_BLOCK = 192
+TEST_STEP = 16
+TRAIN_PATCHES = 200
+DEFECTS_PER_KIND = 7
+QUARTER_TURNS = {"brick": 1, "grass": 4, "gravel": 4}
+"""Of training patches. What lies on the ground has no upper side; rows of bricks have, and are mirrored alone."""
 
 
 def train_corners(shape: tuple[int, int]) -> list[tuple[int, int]]:
-    """Return the corners (row, column) of the training patches in a picture of this shape (H, W)."""
-    height, width = shape
-    areas = ((0, TEST_ROWS[0]), (TEST_ROWS[1], height))
-    return [corner for rows in areas for corner in _grid(rows, (0, width), TRAIN_STEP)]
+    """Return the corners (row, column) of all patches of a picture of this shape (H, W) that touch no test block."""
+    reach = TEST_BLOCK + PATCH
+    return [
+        (row, column)
+        for row in range(shape[0] - PATCH + 1)
+        for column in range(shape[1] - PATCH + 1)
+        if not any(
+            -PATCH < row - top < reach - PATCH and -PATCH < column - left < reach - PATCH for top, left in TEST_BLOCKS
+        )
+    ]
 
 
-def test_corners(shape: tuple[int, int]) -> list[tuple[int, int]]:
-    """Return the corners (row, column) of the test patches in a picture of this shape (H, W)."""
-    return _grid(TEST_ROWS, (0, shape[1]), TEST_STEP)
+def test_corners() -> list[tuple[int, int]]:
+    """Return the corners (row, column) of the test patches."""
+    steps = range(0, TEST_BLOCK - PATCH + 1, TEST_STEP)
+    return [(top + row, left + column) for top, left in TEST_BLOCKS for row in steps for column in steps]
 
 
 def _cut(texture: Grey, corner: tuple[int, int]) -> Grey:
@@ -63,20 +64,26 @@ def _cut(texture: Grey, corner: tuple[int, int]) -> Grey:
     return texture[row : row + PATCH, column : column + PATCH]
 
 
+def _turned(patch: Grey, quarter_turns: int, rng: np.random.Generator) -> Grey:
+    """Return a patch turned and mirrored at random: few pixels show more then, and no two patches are nearly one."""
+    turned = np.rot90(patch, rng.integers(quarter_turns))
+    return np.ascontiguousarray(turned[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])])
+
+
 def pictures(category: str, seed: int) -> Iterator[tuple[str, Grey]]:
     """Yield every file of the data set: its path in MVTec AD's layout, and its pixels (PATCH, PATCH), uint8.
 
     Args:
         category: one of :data:`CATEGORIES`.
-        seed: which test patches stay normal, and all about the defects.
+        seed: places of the training patches, which test patches stay normal, and all about the defects.
     """
     rng = np.random.default_rng([VERSION, CATEGORIES.index(category), seed])
     texture: Grey = getattr(skimage.data, category)()
-    for index, corner in enumerate(train_corners(texture.shape)):
-        yield f"train/good/{index:03}.png", _cut(texture, corner)
+    for index, corner in enumerate(rng.choice(train_corners(texture.shape), TRAIN_PATCHES, replace=False)):
+        yield f"train/good/{index:03}.png", _turned(_cut(texture, corner), QUARTER_TURNS[category], rng)
 
     others = [getattr(skimage.data, other)() for other in CATEGORIES if other != category]
-    corners = rng.permutation(test_corners(texture.shape))
+    corners = rng.permutation(test_corners())
     strengths = np.linspace(0, 1, DEFECTS_PER_KIND)
     defects = [(kind, index, strength) for kind in KINDS for index, strength in enumerate(strengths)]
     for (kind, index, strength), corner in zip(defects, corners, strict=False):
@@ -139,7 +146,7 @@ class TextureDefectsDataset(AnomalibDataset):
         root: folder below which the pictures lie or are written; ``None`` means anomalib's folder for data sets.
         category: ``"brick"``, ``"grass"`` or ``"gravel"``.
         split: ``"train"`` (normal patches only), ``"test"``, or ``None`` for both.
-        seed: which test patches stay normal, and all about the defects.
+        seed: places of the training patches, which test patches stay normal, and all about the defects.
         augmentations: applied to picture and mask.
 
     Raises:
@@ -168,7 +175,7 @@ class TextureDefects(CheckedDataModule):
     """Textures with drawn defects and exact masks; needs no download.
 
     Normal training patches and held-out test patches are cut from one of the pictures that scikit-image carries. Six
-    kinds of defects, each in six strengths, are drawn onto test patches; the other test patches stay normal. The
+    kinds of defects, each in seven strengths, are drawn onto test patches; the other test patches stay normal. The
     patches are written once as PNG files in MVTec AD's layout. Threshold and normalisation come by default from the
     test pictures, which leaves both AUROC figures as they are but flatters F1.
 
@@ -178,7 +185,8 @@ class TextureDefects(CheckedDataModule):
         train_batch_size: pictures per training step.
         num_workers: processes that load pictures; they are few and small, so that 0 is fastest.
         val_split_ratio: share of the pictures to validate on, for the modes that split.
-        seed: which test patches stay normal, all about the defects, and anomalib's random splits.
+        seed: places of the training patches, which test patches stay normal, all about the defects, and anomalib's
+            random splits.
         **kwargs: the other arguments of :class:`CheckedDataModule`.
 
     Raises:
