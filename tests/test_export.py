@@ -32,6 +32,7 @@ SIZE = 64
 MODELS = {
     "small_vgg both": {"source": "small_vgg"},
     "small_vgg discrepancy": {"source": "small_vgg", "anomaly_map": "discrepancy", "percentile_scale": True},
+    "efficientnet_lite0 both": {"source": "efficientnet_lite0", "critical_points": ["blocks.1", "blocks.2"]},
     "vgg11_bn cloner": {"source": "vgg11_bn", "pretrained": False, "attribution_path": "cloner"},
     "resnet18 guided": {
         "source": "resnet18", "pretrained": False, "critical_points": ["layer1", "layer2"],

@@ -7,6 +7,8 @@ import io
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d, Conv2dSame, StdConv2d
+from timm.layers.pool2d_same import MaxPool2dSame
 from torch import Tensor, nn
 
 from kd_multiresolution import KdMultiresolutionModel, discrepancy
@@ -19,11 +21,16 @@ SOURCES = {
     "resnet18": ["layer1", "layer2"],
     "resnet26d": ["layer1", "layer2"],  # bottleneck, deep stem, average pools
     "resnext50_32x4d": ["layer1", "layer2"],  # groups
+    "efficientnet_lite0": ["blocks.1", "blocks.2"],  # depthwise convolutions, TensorFlow's padding, ReLU6, joined norms
 }
 
 
 def model(source: str = "small_vgg", **arguments: object) -> KdMultiresolutionModel:
-    arguments = {"pretrained": source == "small_vgg", "critical_points": SOURCES.get(source), **arguments}
+    arguments = {
+        "pretrained": source in {"small_vgg", "efficientnet_lite0"},
+        "critical_points": SOURCES.get(source),
+        **arguments,
+    }
     network = KdMultiresolutionModel(source, **arguments).eval()
     generator = torch.Generator().manual_seed(0)
     for module in network.modules():
@@ -81,14 +88,20 @@ def test_networks_are_autograds(source: str, part: str) -> None:
         nn.MaxPool2d(3, stride=1, padding=1),
         nn.MaxPool2d(2, stride=3),
         nn.AvgPool2d(2),
+        Conv2dSame(4, 6, 3, stride=2),
+        Conv2dSame(4, 4, 5, stride=2, groups=4),
+        nn.ReLU6(),
+        BatchNormAct2d(4, act_layer=nn.ReLU6),
+        BatchNormAct2d(4, apply_act=False),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("size", [(12, 16), (13, 11)])
 def test_layers_are_autograds(layer: nn.Module, size: tuple[int, int]) -> None:
     # Few values, so that windows of max pools are full of ties.
-    images = torch.randint(0, 3, (2, 4, *size), generator=torch.Generator().manual_seed(0)).double().requires_grad_()
-    layer = copy.deepcopy(layer).double()
+    images = torch.randint(0, 3, (2, 4, *size), generator=torch.Generator().manual_seed(0)).double() * 4
+    images.requires_grad_()
+    layer = copy.deepcopy(layer).double().eval()
     output = layer(images)
     gradient = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.double)
     (expected,) = torch.autograd.grad(output, images, gradient)
@@ -106,6 +119,14 @@ class Listed(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return [self.layer(images)]
+
+
+@pytest.mark.parametrize(
+    "layer", [MaxPool2dSame(3, stride=2), BatchNormAct2d(4, act_layer=nn.Hardswish), StdConv2d(4, 4, 3)], ids=str
+)
+def test_what_computes_something_else_than_its_base_class_is_refused(layer: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"has no backward rule|cannot be recorded"):
+        RecordedNetwork(Listed(layer.eval()))
 
 
 def test_max_pool_by_hand() -> None:
