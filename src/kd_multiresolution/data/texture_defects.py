@@ -66,7 +66,7 @@ def _cut(texture: Grey, corner: tuple[int, int]) -> Grey:
 
 def _turned(patch: Grey, quarter_turns: int, rng: np.random.Generator) -> Grey:
     """Return a patch turned and mirrored at random: few pixels show more then, and no two patches are nearly one."""
-    turned = np.rot90(patch, rng.integers(quarter_turns))
+    turned = np.rot90(patch, int(rng.integers(quarter_turns)))
     return np.ascontiguousarray(turned[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])])
 
 
