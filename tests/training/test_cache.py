@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import anomalib.data.datasets.base.image as anomalib_images
 import pytest
 from anomalib.data import Folder
 from anomalib.engine import Engine
@@ -12,20 +11,6 @@ from torchvision.transforms.v2 import RandomHorizontalFlip
 
 from kd_multiresolution import KdMultiresolution
 from tests.training.conftest import NUM_IMAGES
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list that gets the path of every image that is read."""
-    paths: list[str] = []
-    read = anomalib_images.read_image
-
-    def counted(path: str, as_tensor: bool = False) -> object:
-        paths.append(str(path))
-        return read(path, as_tensor=as_tensor)
-
-    monkeypatch.setattr(anomalib_images, "read_image", counted)
-    return paths
 
 
 def fit(data: Folder, folder: Path, epochs: int = 3, **arguments: object) -> None:

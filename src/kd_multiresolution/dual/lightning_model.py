@@ -28,7 +28,7 @@ from kd_multiresolution.dual.cycle import (
     one_cycle,
     warn_of_unfinished,
 )
-from kd_multiresolution.dual.held_out import CalibratedEvaluation, HeldOutImages
+from kd_multiresolution.dual.held_out import FEWEST_IMAGES, CalibratedEvaluation, HeldOutImages
 from kd_multiresolution.dual.loss import cloner_losses
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from kd_multiresolution.plugin.arguments import arguments_of, check_choice, check_positive, check_seed, check_types
@@ -39,9 +39,9 @@ from kd_multiresolution.plugin.pre_processor import check_unconfigured, resizing
 from kd_multiresolution.plugin.registration import register_models
 from kd_multiresolution.results.report import Report
 from kd_multiresolution.results.visualizer import FrameVisualizer, check_drawable
-from kd_multiresolution.training.batches import paths_of, sum_over_processes, training_batches, training_paths
+from kd_multiresolution.training.batches import batches_of_an_epoch, paths_of, sum_over_processes, training_paths
 from kd_multiresolution.training.cache import TrainingCache
-from kd_multiresolution.training.epochs import EpochSeeds, limit_epochs
+from kd_multiresolution.training.epochs import EpochLimit, EpochSeeds
 from kd_multiresolution.training.loss import FiniteLoss, log_losses
 from kd_multiresolution.training.thresholds import is_heard
 
@@ -152,6 +152,7 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         self.learning_rate = learning_rate or LEARNING_RATE
         self.training_cache = TrainingCache(cache, memory=cache_memory, folder=cache_folder)
         self.epoch_seeds = EpochSeeds(seed)
+        self.epoch_limit = EpochLimit(epochs, default_epochs)
         self.model = KdMultiresolutionDualModel(**arguments_of(KdMultiresolutionDualModel, given))
         if resizes:
             self.model.check_image_size(size)
@@ -181,7 +182,7 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
     def configure_callbacks(self) -> list[Callback]:
         """Return anomalib's components, and what training consists of besides its steps."""
         callbacks = [*super().configure_callbacks(), self.epoch_seeds, self.training_cache, FiniteLoss()]
-        callbacks.append(CalibratedEvaluation())
+        callbacks += [self.epoch_limit, CalibratedEvaluation()]
         if self.visualizer is not None:
             callbacks.append(Report())
         return callbacks
@@ -190,20 +191,22 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         """Return Muon over both cloners' weights, with one cycle of its rate."""
         # The cycle's length is that of the training; asking for it makes Lightning ask for the first batches.
         self.epoch_seeds.seed_first()
-        limit_epochs(self.trainer, self.epochs, default_epochs)
+        self.epoch_limit.set(self.trainer)
         weights = [*self.model.local_cloner.parameters(), *self.model.global_cloner.parameters()]
         return one_cycle(weights, self.trainer, self.learning_rate)
 
     def on_train_start(self) -> None:
-        """Choose the held-out images, and look at all training images once."""
+        """Choose the held-out images, and look at those that an epoch has once."""
         check_cycle(cast("OneCycleLR", self.lr_schedulers()), self.trainer, self.learning_rate)
-        self.held_out.start(
-            training_paths(self.trainer),
-            self._training_features(),
-            self._sum_over_processes,
-            resumed=self.epoch_seeds.is_resumed,
-            precision=self.trainer.precision_plugin.train_step_context,
-        )
+        resumed = self.epoch_seeds.is_resumed
+        with self.held_out.look_ahead(resumed=resumed):
+            self.held_out.start(
+                training_paths(self.trainer, fewest=FEWEST_IMAGES),
+                self._training_features(),
+                self._sum_over_processes,
+                resumed=resumed,
+                precision=self.trainer.precision_plugin.train_step_context,
+            )
 
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> Tensor:
         """Return the squared error of both cloners on those images of the batch that are not held out."""
@@ -261,8 +264,8 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         self.held_out.random_state = entry.get("random_state")
 
     def _training_features(self) -> Iterator[tuple[Sequence[str], Tensor, list[Tensor]]]:
-        """Yield paths, images and source features of this process's training images."""
-        for batch in training_batches(self.trainer, self):
+        """Yield paths, images and source features of this process's training images, as many as an epoch has."""
+        for batch in batches_of_an_epoch(self.trainer, self, fewest=FEWEST_IMAGES):
             images = self.model.checked_images(batch.image)
             paths = paths_of(batch)
             # As in a training step, which compares them with its own.

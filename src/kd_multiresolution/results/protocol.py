@@ -71,6 +71,11 @@ class EvaluationAfterConvergence(ConvergenceStopping):
         self.epochs: list[int] = []
         self.values: dict[str, list[float]] = {}
 
+    def begin(self) -> None:
+        """Begin anew."""
+        super().begin()
+        self.converged_after, self._trained, self.epochs, self.values = None, 0, [], {}
+
     @property
     def summary(self) -> dict[str, Any]:
         """What is written: epochs evaluated, epochs to convergence or ``None``, and each metric's mean, std, values."""

@@ -24,6 +24,32 @@ def training_batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[A
     return _prepared(trainer, pl_module, cast("Iterable[ImageBatch]", trainer.train_dataloader))
 
 
+def batches_of_an_epoch(trainer: Trainer, pl_module: LightningModule, *, fewest: int = 0) -> Iterator[Any]:
+    """Yield as :func:`training_batches`, but no more batches than the user lets an epoch have.
+
+    Args:
+        trainer: see :func:`training_batches`.
+        pl_module: see :func:`training_batches`.
+        fewest: images with paths that there are in any case, if the data set has them.
+    """
+    return _prepared(trainer, pl_module, _of_an_epoch(trainer, fewest))
+
+
+def _of_an_epoch(trainer: Trainer, fewest: int) -> Iterator[Any]:
+    images = 0
+    for number, batch in enumerate(cast("Iterable[Any]", trainer.train_dataloader), start=1):
+        yield batch
+        images += len(getattr(batch, "image_path", None) or ())
+        if number >= trainer.num_training_batches and images >= fewest:
+            return
+
+
+def is_limited(trainer: Trainer, loader: DataLoader[Any]) -> bool:
+    """Return whether an epoch has a part of a loader's batches: ``limit_train_batches``, ``fast_dev_run``."""
+    limit = trainer.limit_train_batches
+    return limit < (len(loader) if isinstance(limit, int) else 1.0)
+
+
 def batches_in_order(trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
     """Yield all training images, as :func:`training_batches`, but in the order of their data set: always the same."""
     loader = cast("DataLoader[Any]", trainer.train_dataloader)
@@ -45,23 +71,27 @@ def _prepared(trainer: Trainer, pl_module: LightningModule, loader: Iterable[Ima
         yield batch
 
 
-def training_paths(trainer: Trainer) -> list[str]:
+def training_paths(trainer: Trainer, *, fewest: int) -> list[str]:
     """Return the paths of all training images, those of other processes included.
 
-    A data set of anomalib's has them; of any other one the images are read once, for the paths that come with them.
+    A data set of anomalib's has them. Of any other one the images are read once, for the paths that come with them; and
+    where the user limits an epoch, those of :func:`batches_of_an_epoch`.
+
+    Args:
+        trainer: whose training is about to start.
+        fewest: see :func:`batches_of_an_epoch`.
 
     Raises:
         TypeError: if the images come without paths.
     """
-    dataset = getattr(trainer.train_dataloader, "dataset", None)
-    if isinstance(dataset, RememberedImages):
-        return dataset.paths
-    if isinstance(dataset, AnomalibDataset):
-        return cast("list[str]", dataset.samples.image_path.tolist())
+    loader = cast("DataLoader[Any]", trainer.train_dataloader)
+    dataset = getattr(loader, "dataset", None)
+    if isinstance(dataset, AnomalibDataset | RememberedImages) and not is_limited(trainer, loader):
+        return dataset.paths if isinstance(dataset, RememberedImages) else [*dataset.samples.image_path]
     paths: list[str] = []
     # The global random generator decides the order of the images; a look ahead must not change it.
     with torch.random.fork_rng():
-        for batch in cast("Iterable[Any]", trainer.train_dataloader):
+        for batch in _of_an_epoch(trainer, fewest):
             paths += paths_of(batch)
     if trainer.world_size > 1:
         parts: list[list[str]] = [[] for _ in range(trainer.world_size)]
