@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from kd_multiresolution import KdMultiresolution
 from kd_multiresolution.results.judged import JudgedRun, Scale
 from kd_multiresolution.results.page import draw_page
+from kd_multiresolution.results.report import _vanishes
 from kd_multiresolution.results.scored import ScoredImages
 from tests.data.generated import write_noise_folders
 
@@ -103,3 +105,13 @@ def test_a_test_run_writes_its_page(tmp_path: Path, visualizer: bool, fitted: bo
         assert page.parent == Path(engine.trainer.default_root_dir)
         with Image.open(page) as picture:
             assert picture.width == 1200
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [("tmpq0_3abcd", True), ("tmpq0_3abcd/run/v0", True), ("tmp.Rv8Qyz0abc", False), ("results/tmpq0_3abcd", False)],
+)
+def test_only_pythons_temporary_folders_go(folder: str, expected: bool) -> None:
+    assert _vanishes(Path(tempfile.gettempdir()) / folder) == expected
+    assert not _vanishes(Path(tempfile.gettempdir()))
+    assert not _vanishes(Path("/somewhere") / folder)

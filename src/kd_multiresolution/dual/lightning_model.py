@@ -32,7 +32,7 @@ from kd_multiresolution.dual.held_out import FEWEST_IMAGES, CalibratedEvaluation
 from kd_multiresolution.dual.loss import cloner_losses
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from kd_multiresolution.plugin.arguments import arguments_of, check_choice, check_positive, check_seed, check_types
-from kd_multiresolution.plugin.checkpoint import KEY, CheckpointEntry
+from kd_multiresolution.plugin.checkpoint import KEY, CheckpointEntry, check_variant
 from kd_multiresolution.plugin.module import PluginModule
 from kd_multiresolution.plugin.post_processor import FALSE_ALARM_RATE, FalseAlarmPostProcessor, check_rate_unconfigured
 from kd_multiresolution.plugin.pre_processor import check_unconfigured, resizing, sides
@@ -89,6 +89,7 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
             ``false_alarm_rate``, false for raw scores.
         evaluator: anomalib's evaluator; true for AUROC and F1 score of images and pixels.
         visualizer: anomalib's visualizer; false leaves out the pictures and the page about each test run.
+        variant: no argument any more: ``paper`` is the model ``KdMultiresolution``.
 
     Raises:
         TypeError: if an argument has another type; numpy's numbers are none of Python's.
@@ -129,9 +130,11 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
+        variant: str | None = None,
     ) -> None:
         given = dict(locals())
         check_types(KdMultiresolutionDual.__init__, given)
+        check_variant(variant, "KdMultiresolutionDual")
         check_seed("seed", seed)
         check_drawable(visualizer, post_processor, has_maps=True)
         check_unconfigured(pre_processor, image_size, imagenet_normalization)
@@ -148,6 +151,7 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         super().__init__(
             pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
         )
+        self.hparams.pop("variant")
         self.epochs = epochs
         self.learning_rate = learning_rate or LEARNING_RATE
         self.training_cache = TrainingCache(cache, memory=cache_memory, folder=cache_folder)

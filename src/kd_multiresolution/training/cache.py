@@ -31,8 +31,9 @@ class TrainingCache(Callback):
 
     Args:
         dtype: ``float32`` or ``float16``, precision of the kept features; ``None``: keep nothing.
-        memory: GiB for images, which may take half of it, and features. Features that exceed it go into a file.
-        folder: folder of that file; ``None``: the system's folder for temporary files.
+        memory: GiB for images, which may take half of it, and features. Features that exceed it go into a file, those
+            of validation images, which get what training images have left, into another one.
+        folder: folder of these files; ``None``: the system's folder for temporary files.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -132,8 +133,9 @@ class TrainingCache(Callback):
         if len(datasets) != 1 or _changing_data(datasets[0], pl_module):
             return
         memory = max(self.features.memory - self.features.gib_in_memory - _gib_of_images(datasets[0]), 0)
+        count = len(cast("AnomalibDataset", datasets[0]))
         self.features_of_validation = FeatureCache(
-            self.features.source, len(cast("AnomalibDataset", datasets[0])), memory=memory, folder=self.folder
+            self.features.source, count, memory=memory, folder=self.folder, use="validation"
         )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
