@@ -344,8 +344,6 @@ def test_errors_name_the_argument(arguments: dict[str, Any], message: str) -> No
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
-        ({"variant": "triple"}, "variant"),
-        ({"variant": "dual"}, "variant"),
         ({"cloner": "equal"}, "cloner"),
         ({"anomaly_map": None}, "anomaly_map"),
         ({"score_points": ["pool4"]}, "score_points"),
