@@ -91,9 +91,7 @@ if __name__ == "__main__":
     parser.add_argument("model", type=Path, help=".onnx or .xml file; the .onnx.data or .bin file lies beside it")
     parser.add_argument("images", type=Path, nargs="+", help="image files")
     parser.add_argument("--output", type=Path, required=True, help="folder of the heat maps")
-    parser.add_argument(
-        "--threshold", type=float, help="lowest score of anomalous images, if the model gives no labels"
-    )
+    parser.add_argument("--threshold", type=float, help="of scores, for a model that gives no labels")
     parser.add_argument("--white", type=float, help="value of the heat map that is white, above 0")
     arguments = parser.parse_args()
     if arguments.white is not None and not arguments.white > 0:

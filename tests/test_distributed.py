@@ -59,6 +59,7 @@ def train(folder: Path, model: str) -> tuple[Result, tuple[Result, Result]]:
             capture_output=True, text=True, check=False, env={**os.environ, "MASTER_ADDR": "127.0.0.1"},
         )  # fmt: skip
         assert process.returncode == 0, process.stderr[-3000:]
+        assert [path.name for path in output.rglob("*.ckpt")] == ["model.ckpt"], "each is written over the one before"
     one, first, second = (torch.load(folder / name, weights_only=True) for name in ("1/0.pt", "2/0.pt", "2/1.pt"))
     return one, (first, second)
 

@@ -225,6 +225,21 @@ def test_a_checkpoint_that_says_another_variant_names_its_model(
         AnomalibCLI(args=["predict", *model, *run, f"--ckpt_path={file}", f"--data={pictures / 'bad'}"])
 
 
+@pytest.mark.parametrize("model_class", BOTH)
+def test_an_entry_that_names_no_model_is_the_papers(
+    model_class: type[AnomalibModule], checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    checkpoint = torch.load(checkpoints[model_class.__name__], weights_only=True)
+    del checkpoint[KEY]["model"]
+    assert "variant" not in checkpoint[KEY]["built"]
+    torch.save(checkpoint, tmp_path / "unnamed.ckpt")
+    if model_class is KdMultiresolution:
+        model_class.load_from_checkpoint(tmp_path / "unnamed.ckpt")
+    else:
+        with pytest.raises(ValueError, match=r"says model KdMultiresolution: load it with KdMultiresolution, not with"):
+            model_class.load_from_checkpoint(tmp_path / "unnamed.ckpt")
+
+
 def test_what_does_not_decide_shapes_may_differ(
     checkpoints: dict[str, Path],
     changed: Callable[..., Path],

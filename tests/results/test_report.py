@@ -115,3 +115,27 @@ def test_only_pythons_temporary_folders_go(folder: str, expected: bool) -> None:
     assert _vanishes(Path(tempfile.gettempdir()) / folder) == expected
     assert not _vanishes(Path(tempfile.gettempdir()))
     assert not _vanishes(Path("/somewhere") / folder)
+
+
+def test_images_of_which_nobody_says_what_they_are_are_left_out() -> None:
+    unknown = batch([0.95, 0.51], [0, 0])
+    unknown.gt_label = None
+    images = scored()
+    images.add(unknown, RUN)
+    assert images.scores == scored().scores
+    for kind in ("most_anomalous", "nearest"):
+        found, expected = ([picture.name for picture in getattr(each, kind)] for each in (images, scored()))
+        assert found == expected
+
+
+def test_a_test_run_without_truths_has_no_page(tmp_path: Path) -> None:
+    write_noise_folders(tmp_path, 4)
+    data = Folder("noise", root=tmp_path, normal_dir="good", abnormal_dir="bad", num_workers=0)
+    data.setup()
+    loader = data.test_dataloader()
+    collate = loader.collate_fn
+    loader.collate_fn = lambda items: collate(items).update(gt_label=None, gt_mask=None)
+    model = KdMultiresolution("light_vgg", image_size=SIZE, anomaly_map="discrepancy", evaluator=False)
+    Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu").test(model, dataloaders=loader)
+    assert not list(tmp_path.rglob("report.png"))
+    assert list(tmp_path.rglob("images/*/*.png")), "but its pictures"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from anomalib.data import Folder
 from anomalib.engine import Engine
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torchvision.transforms.v2 import RandomHorizontalFlip
 
 from kd_multiresolution import KdMultiresolution
@@ -40,3 +41,20 @@ def test_augmented_images_are_read_in_every_epoch(data: Folder, reads: list[str]
     data.train_augmentations = RandomHorizontalFlip()
     fit(data, tmp_path)
     assert len([path for path in reads if "good" in path]) >= 3 * NUM_IMAGES
+
+
+def test_with_nothing_to_train_the_data_module_gets_its_loaders_back(data: Folder, tmp_path: Path) -> None:
+    replaced = []
+
+    class Look(Callback):
+        def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            replaced.extend(name for name in vars(data) if name.endswith("_dataloader"))
+
+    network = KdMultiresolution("light_vgg", image_size=32, visualizer=False)
+    engine = Engine(
+        default_root_dir=tmp_path, callbacks=[Look()], max_epochs=0, logger=False, enable_progress_bar=False,
+        accelerator="cpu",
+    )  # fmt: skip
+    engine.fit(network, datamodule=data)
+    assert replaced == ["train_dataloader"]
+    assert not [name for name in vars(data) if name.endswith("_dataloader")]
