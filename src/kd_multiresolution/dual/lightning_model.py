@@ -76,7 +76,8 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         false_alarm_rate: the fraction of normal images, above 0 and below 0.5, that exceed the normalised score 0.5, as
             told from held-out normal images. Not together with a post-processor of your own.
         cache: ``float32`` or ``float16``: in training read each image once and compute the source's features of it
-            once, kept in that precision; null: in every epoch. Images that augmentation changes are never kept.
+            once, kept in that precision; null: in every epoch. Images that augmentation changes are never kept, nor is
+            any where the trainer limits the batches of an epoch.
         cache_memory: GiB of memory for images, which may take half of it, and features; features that exceed it go
             into a file that vanishes with the training. The features of up to 64 held-out images, and of as many out of
             focus and with painted defects, are held besides: a third of a GiB for ResNet-18 at 256 pixels.
@@ -200,7 +201,7 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         return one_cycle(weights, self.trainer, self.learning_rate)
 
     def on_train_start(self) -> None:
-        """Choose the held-out images, and look at those that an epoch has once."""
+        """Choose the held-out images, and look once at the images of an epoch."""
         check_cycle(cast("OneCycleLR", self.lr_schedulers()), self.trainer, self.learning_rate)
         resumed = self.epoch_seeds.is_resumed
         with self.held_out.look_ahead(resumed=resumed):

@@ -48,8 +48,9 @@ class PictureNames:
                 paths.extend(map(str, data.image_filenames))
         loop = trainer.predict_loop if trainer.predicting else trainer.test_loop
         module = loop._data_source.instance  # trainer.datamodule may be that of an earlier run
-        known = isinstance(module, AnomalibDataModule)
-        return cls(paths, module.name if known else None, getattr(module, "category", None) if known else None)
+        if not isinstance(module, AnomalibDataModule):
+            return cls(paths)
+        return cls(paths, module.name, getattr(module, "category", None))
 
     def __call__(self, path: str) -> str:
         """Return the name of an image's picture, the same however often it is asked for."""
