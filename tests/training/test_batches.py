@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,12 @@ def fit(
     *,
     trainer: dict[str, Any] | None = None,
     cache: str | None = None,
+    cache_memory: float = 1.0,
     **data: Any,
 ) -> AnomalibModule:
-    network = model_class("light_vgg", image_size=32, epochs=2, cache=cache, visualizer=False)
+    network = model_class(
+        "light_vgg", image_size=32, epochs=2, cache=cache, cache_memory=cache_memory, visualizer=False
+    )
     settings = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu", **(trainer or {})}
     Engine(default_root_dir=folder, **settings).fit(network, **data)
     return network
@@ -100,6 +104,15 @@ def test_what_has_no_names_is_told_by_its_type(batch: Any) -> None:
 
 def test_names_of_a_batch_in_its_order() -> None:
     assert paths_of(ImageBatch(image=torch.rand(2, 3, 8, 8), image_path=["b", "a"])) == ["b", "a"]
+
+
+@pytest.mark.parametrize(("memory", "reads"), [(1.0, 2), (1e-6, 3)])
+def test_images_that_fit_into_memory_are_read_once_beforehand(memory: float, reads: int, tmp_path: Path) -> None:
+    images = torch.rand(8, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    pictures = Pictures(images, [f"part {i}" for i in range(len(images))])
+    trainer = {"max_epochs": 1}
+    fit(KdMultiresolutionDual, tmp_path, train_dataloaders=loader(pictures), trainer=trainer, cache_memory=memory)
+    assert Counter(pictures.reads) == dict.fromkeys(range(len(images)), reads), "and once by the epoch"
 
 
 LIMITS: list[dict[str, Any]] = [{"limit_train_batches": 1}, {"limit_train_batches": 0.2}, {"fast_dev_run": True}]

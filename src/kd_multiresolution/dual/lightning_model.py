@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -39,7 +39,7 @@ from kd_multiresolution.plugin.pre_processor import check_unconfigured, resizing
 from kd_multiresolution.plugin.registration import register_models
 from kd_multiresolution.results.report import Report
 from kd_multiresolution.results.visualizer import FrameVisualizer, check_drawable
-from kd_multiresolution.training.batches import batches_of_an_epoch, paths_of, sum_over_processes, training_paths
+from kd_multiresolution.training.batches import paths_and_batches, paths_of, sum_over_processes
 from kd_multiresolution.training.cache import TrainingCache
 from kd_multiresolution.training.epochs import EpochLimit, EpochSeeds
 from kd_multiresolution.training.loss import FiniteLoss, log_losses
@@ -204,10 +204,12 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         """Choose the held-out images, and look once at the images of an epoch."""
         check_cycle(cast("OneCycleLR", self.lr_schedulers()), self.trainer, self.learning_rate)
         resumed = self.epoch_seeds.is_resumed
+        memory = self.training_cache.memory / 2  # the part of images
         with self.held_out.look_ahead(resumed=resumed):
+            paths, batches = paths_and_batches(self.trainer, self, fewest=FEWEST_IMAGES, memory=memory)
             self.held_out.start(
-                training_paths(self.trainer, fewest=FEWEST_IMAGES),
-                self._training_features(),
+                paths,
+                self._with_features(batches),
                 self._sum_over_processes,
                 resumed=resumed,
                 precision=self.trainer.precision_plugin.train_step_context,
@@ -268,9 +270,9 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         self.held_out.names_before = entry.get("held_out") or None
         self.held_out.random_state = entry.get("random_state")
 
-    def _training_features(self) -> Iterator[tuple[Sequence[str], Tensor, list[Tensor]]]:
-        """Yield paths, images and source features of this process's training images, as many as an epoch has."""
-        for batch in batches_of_an_epoch(self.trainer, self, fewest=FEWEST_IMAGES):
+    def _with_features(self, batches: Iterable[Any]) -> Iterator[tuple[Sequence[str], Tensor, list[Tensor]]]:
+        """Yield paths, images and source features of training batches."""
+        for batch in batches:
             images = self.model.checked_images(batch.image)
             paths = paths_of(batch)
             # As in a training step, which compares them with its own.
