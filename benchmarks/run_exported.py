@@ -3,8 +3,9 @@
 anomalib export --model kd_multiresolution --ckpt_path model.ckpt --export_type onnx --export_root exported
 python benchmarks/run_exported.py exported/weights/onnx/model.onnx picture.png --output heat_maps
 
-Prints score and label of each image, and writes its heat map, if the model gives one, as a grey picture. A model that
-was trained without a post-processor has no threshold: its label is left out, and the heat map ends at its own maximum.
+Prints score and label of each image, and writes its heat map, if the model gives one, as a grey picture. The label is
+the model's own, by the threshold that its post-processor had. A model that knew none gives no label; --threshold says
+from which score on an image is anomalous. Its heat map is raw and ends at its own maximum, unless --white says where.
 The script needs numpy and Pillow beside the runtime.
 """
 
@@ -64,12 +65,37 @@ def read(file: Path) -> Array:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
 
 
+def is_anomalous(outputs: dict[str, Array], threshold: float | None) -> bool | None:
+    """Return the label that the model gave, or that of a threshold where it gave none; ``None`` if there is neither."""
+    if "pred_label" in outputs:
+        return bool(outputs["pred_label"].item())
+    return None if threshold is None else bool(outputs["pred_score"].item() > threshold)
+
+
+def grey(outputs: dict[str, Array], white: float | None) -> npt.NDArray[np.uint8]:
+    """Return the heat map of one image, (H, W).
+
+    Args:
+        outputs: of the model.
+        white: the value that is white; ``None``: 1, the end of normalised maps, or the map's own maximum where the
+            model gave no mask, so that its map is raw.
+    """
+    heat_map = outputs["anomaly_map"].squeeze()
+    if white is None:
+        white = 1.0 if "pred_mask" in outputs else max(float(heat_map.max()), float(np.finfo(np.float32).tiny))
+    return np.asarray((heat_map / white).clip(0, 1) * 255, np.uint8)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help=".onnx or .xml file; the .onnx.data or .bin file lies beside it")
     parser.add_argument("images", type=Path, nargs="+", help="image files")
     parser.add_argument("--output", type=Path, required=True, help="folder of the heat maps")
+    parser.add_argument("--threshold", type=float, help="of scores, for a model that gives no labels")
+    parser.add_argument("--white", type=float, help="value of the heat map that is white, above 0")
     arguments = parser.parse_args()
+    if arguments.white is not None and not arguments.white > 0:
+        parser.error(f"--white {arguments.white}: expected a number above 0")
     for file in (arguments.model, *arguments.images):
         if not file.is_file():
             parser.error(f"{file}: no such file")
@@ -89,12 +115,11 @@ if __name__ == "__main__":
                 "image, or export the model without --input_size."
             )
         outputs = model(image)
-        has_threshold = "pred_label" in outputs  # then scores and maps are normalised, and 0.5 is the threshold
-        label = f", anomalous {bool(outputs['pred_label'].item())}" if has_threshold else ""
-        print(f"{file}: score {outputs['pred_score'].item():.4f}{label}")
+        if "pred_label" in outputs and arguments.threshold is not None:
+            parser.error(f"--threshold {arguments.threshold}: {arguments.model} gives labels of its own. Leave it out.")
+        label = is_anomalous(outputs, arguments.threshold)
+        print(f"{file}: score {outputs['pred_score'].item():.4f}{'' if label is None else f', anomalous {label}'}")
         if "anomaly_map" in outputs:
-            heat_map = outputs["anomaly_map"].squeeze()
-            heat_map = heat_map / (1.0 if has_threshold else max(heat_map.max(), np.finfo(np.float32).tiny))
             # Images of the same name may lie in different folders, one per kind of defect.
             target = arguments.output / f"{file.resolve().parent.name}_{file.stem}.png"
-            Image.fromarray((heat_map.clip(0, 1) * 255).astype(np.uint8)).save(target)
+            Image.fromarray(grey(outputs, arguments.white)).save(target)

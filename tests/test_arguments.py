@@ -79,6 +79,7 @@ PAPER: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {
 DUAL: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {
     "critical_points": ([], [(["pool3"], "expected two")]),
     "learning_rate": ([], [(1.0, "less than 1")]),
+    "variant": ([1], [("Dual", "use the model KdMultiresolution or"), ("paper", "use the model KdMultiresolution.")]),
     "image_score": ([None, 1], [("x", "auto, defects, whole")]),
     "false_alarm_rate": (["x", None], [(v, "above 0 and below 0.5") for v in (0, 0.5, 1, -1, NAN, INF)]),
 }
@@ -159,8 +160,6 @@ def test_the_model_refuses_combinations(
     ("model_class", "name", "value"),
     [
         (KdMultiresolutionDual, "terms", "value"),
-        (KdMultiresolutionDual, "variant", "dual"),
-        (KdMultiresolutionDual, "variant", "paper"),
         (KdMultiresolution, "image_score", "whole"),
         (KdMultiresolution, "false_alarm_rate", 0.1),
     ],
@@ -171,15 +170,18 @@ def test_neither_model_has_arguments_of_the_other(model_class: type[AnomalibModu
 
 
 @pytest.mark.parametrize("form", ["Python", "command line"])
-def test_the_papers_variant_is_taken_with_one_sentence(form: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("model_class", "variant"), [(KdMultiresolution, "paper"), (KdMultiresolutionDual, "dual")])
+def test_a_models_own_variant_is_taken_with_one_sentence(
+    model_class: type[AnomalibModule], variant: str, form: str, caplog: pytest.LogCaptureFixture
+) -> None:
     if form == "Python":
-        model = KdMultiresolution("small_vgg", pretrained=False, variant="paper")
+        model = model_class("small_vgg", pretrained=False, variant=variant)
     else:
-        options = ["--model.source=small_vgg", "--model.pretrained=false", "--model.variant=paper"]
-        model = AnomalibCLI(args=["fit", "--model=kd_multiresolution", *options], run=False).model
+        options = ["--model.source=small_vgg", "--model.pretrained=false", f"--model.variant={variant}"]
+        model = AnomalibCLI(args=["fit", f"--model={model_class.__name__}", *options], run=False).model
     said = [record.getMessage() for record in caplog.records if record.name.startswith("kd_multiresolution")]
-    assert said == ["variant='paper' is no argument any more: use the model KdMultiresolution."]
-    assert model.hparams == KdMultiresolution("small_vgg", pretrained=False).hparams
+    assert said == [f"variant='{variant}' is no argument any more: use the model {model_class.__name__}."]
+    assert model.hparams == model_class("small_vgg", pretrained=False).hparams
 
 
 def test_scores_alone_need_no_room_for_a_blur() -> None:
@@ -261,8 +263,8 @@ FROM_OUTSIDE = [
     ("KdMultiresolutionDual", "model.image_score", "best", "image_score"),
     ("KdMultiresolutionDual", "model.critical_points", "[pool3]", r"critical_points=\['pool3'\]: .*expected two"),
     ("KdMultiresolutionDual", "model.score_points", "[pool4]", "score_points"),
-    ("KdMultiresolutionDual", "model.variant", "dual", "variant"),
-    ("KdMultiresolutionDual", "model.variant", "paper", "variant"),
+    ("KdMultiresolutionDual", "model.variant", "triple", "use the model KdMultiresolution or KdMultiresolutionDual"),
+    ("KdMultiresolutionDual", "model.variant", "paper", r"variant='paper' .*: use the model KdMultiresolution\."),
     ("KdMultiresolution", "data.train_batch_size", "0", "train_batch_size=0: expected 1 or more"),
     ("KdMultiresolution", "data.train_batch_size", "many", "train_batch_size"),
     ("KdMultiresolution", "data.val_split_ratio", "2", "val_split_ratio=2.0: expected a part"),

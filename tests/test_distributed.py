@@ -15,9 +15,11 @@ from torchvision.utils import save_image
 # Lightning starts the second process by running this file again.
 SCRIPT = """
 import sys
+from pathlib import Path
 import torch
 from anomalib.data import Folder
 from anomalib.engine import Engine
+from lightning.pytorch import Callback
 import kd_multiresolution
 
 root, output, name, devices, batch = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
@@ -27,12 +29,23 @@ own = {"value_weight": "auto", "cloner_batch_norm": False} if name == "KdMultire
 model = getattr(kd_multiresolution, name)("efficientnet_lite0", image_size=32, epochs=4, visualizer=False, **own)
 data = Folder("noise", root=root, normal_dir="good", abnormal_dir="defect", normal_test_dir="test",
               train_batch_size=batch, eval_batch_size=1, num_workers=0, val_split_mode="same_as_test")
+on_the_way = []
+
+
+class Look(Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        for path in Path(output).rglob("*.ckpt") if trainer.is_global_zero else ():
+            state = torch.load(path, weights_only=True)["state_dict"]
+            on_the_way.append([float(state[f"post_processor._{kind}_threshold"]) for kind in ("image", "pixel")])
+
+
 engine = Engine(default_root_dir=output, logger=False, enable_progress_bar=False, accelerator="cpu", devices=devices,
-                strategy="ddp" if devices > 1 else "auto")
+                strategy="ddp" if devices > 1 else "auto", callbacks=[Look()])
 engine.fit(model, datamodule=data)
 metrics = engine.test(model, datamodule=data)
 weights = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
-result = {"weights": weights, "value_weight": getattr(model.model, "value_weight", None), "metrics": metrics[0]}
+result = {"weights": weights, "value_weight": getattr(model.model, "value_weight", None), "metrics": metrics[0],
+          "on_the_way": on_the_way}
 torch.save(result, f"{output}/{engine.trainer.global_rank}.pt")
 """
 
@@ -69,6 +82,9 @@ def test_two_processes_give_what_one_gives_with_the_doubled_batch(tmp_path: Path
         torch.testing.assert_close(process["weights"], one["weights"], rtol=1e-3, atol=1e-5)
         assert process["value_weight"] == pytest.approx(one["value_weight"], rel=1e-5)
     assert two[0]["metrics"] == pytest.approx(one["metrics"], abs=1e-6)
+    found = torch.tensor(two[0]["on_the_way"])
+    assert found.shape == (3, 2), "each checkpoint over the one before"
+    assert found.isfinite().all(), "of two processes none could complete the last one afterwards"
 
 
 def test_two_processes_of_the_dual_model_share_their_statistics_and_weights(tmp_path: Path) -> None:

@@ -251,6 +251,29 @@ def test_weights_decay_as_documented_and_held_out_features_are_freed(pictures: P
     assert not network.held_out._normal
 
 
+def test_a_training_that_fails_leaves_a_model_that_is_free(pictures: Path, tmp_path: Path) -> None:
+    network = model()
+    hooks = []
+
+    class Fail(Callback):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            hooks.append(len(pl_module.model._forward_pre_hooks))
+            assert pl_module.held_out._normal
+            msg = "no further"
+            raise RuntimeError(msg)
+
+    with pytest.raises(RuntimeError, match="no further"):
+        engine(tmp_path, callbacks=[Fail()]).fit(network, datamodule=data(pictures))
+    assert hooks == [1], "the model is calibrated before its evaluations"
+    assert not network.model._forward_pre_hooks
+    kept = network.held_out
+    assert not [*kept._normal, *kept._blurred, *kept._defective]
+    file = network.to_torch(tmp_path)
+    images = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    loaded = torch.load(file, weights_only=False)["model"]
+    assert torch.equal(loaded.eval()(images).pred_score, network.eval()(images).pred_score)
+
+
 @pytest.mark.parametrize("export_type", ["onnx", "openvino"])
 def test_exports_by_the_ordinary_route(
     trained: tuple[KdMultiresolutionDual, Engine], tmp_path: Path, export_type: str
@@ -344,8 +367,6 @@ def test_errors_name_the_argument(arguments: dict[str, Any], message: str) -> No
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
-        ({"variant": "triple"}, "variant"),
-        ({"variant": "dual"}, "variant"),
         ({"cloner": "equal"}, "cloner"),
         ({"anomaly_map": None}, "anomaly_map"),
         ({"score_points": ["pool4"]}, "score_points"),

@@ -191,10 +191,8 @@ def test_a_checkpoint_that_says_variant_is_loaded_into_its_model(
     assert not caplog.messages
     loaded = model_class.load_from_checkpoint(before_the_split[name])
     said = [message for message in caplog.messages if "variant" in message]
-    assert said == (
-        [] if name == "KdMultiresolutionDual"
-        else ["variant='paper' is no argument any more: use the model KdMultiresolution."]
-    )  # fmt: skip
+    variant = {"KdMultiresolution": "paper", "KdMultiresolutionDual": "dual"}[name]
+    assert said == [f"variant='{variant}' is no argument any more: use the model {name}."]
     assert loaded.hparams == new.hparams, "a checkpoint of it says variant no more"
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert all(torch.equal(*pair) for pair in zip(loaded.eval()(images), new.eval()(images), strict=True))
@@ -205,7 +203,7 @@ def test_a_checkpoint_that_says_variant_is_loaded_into_its_model(
     ("trained", "model_class", "message"),
     [
         ("KdMultiresolutionDual", KdMultiresolution, "variant='dual'.* KdMultiresolutionDual"),
-        ("KdMultiresolution", KdMultiresolutionDual, "variant='paper'.* KdMultiresolution, not with"),
+        ("KdMultiresolution", KdMultiresolutionDual, "variant='paper'.* KdMultiresolution[.,]"),
     ],
 )
 def test_a_checkpoint_that_says_another_variant_names_its_model(
@@ -225,6 +223,21 @@ def test_a_checkpoint_that_says_another_variant_names_its_model(
     run = ["--trainer.accelerator=cpu", "--trainer.logger=false", f"--default_root_dir={tmp_path}"]
     with pytest.raises(ValueError, match=f"says {message}"):
         AnomalibCLI(args=["predict", *model, *run, f"--ckpt_path={file}", f"--data={pictures / 'bad'}"])
+
+
+@pytest.mark.parametrize("model_class", BOTH)
+def test_an_entry_that_names_no_model_is_the_papers(
+    model_class: type[AnomalibModule], checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    checkpoint = torch.load(checkpoints[model_class.__name__], weights_only=True)
+    del checkpoint[KEY]["model"]
+    assert "variant" not in checkpoint[KEY]["built"]
+    torch.save(checkpoint, tmp_path / "unnamed.ckpt")
+    if model_class is KdMultiresolution:
+        model_class.load_from_checkpoint(tmp_path / "unnamed.ckpt")
+    else:
+        with pytest.raises(ValueError, match=r"says model KdMultiresolution: load it with KdMultiresolution, not with"):
+            model_class.load_from_checkpoint(tmp_path / "unnamed.ckpt")
 
 
 def test_what_does_not_decide_shapes_may_differ(

@@ -109,3 +109,19 @@ def test_metrics_see_bounded_scores_and_the_batch_stays_as_it_is(model_class: ty
     auroc = next(metric for metric in evaluator.test_metrics if metric.name == "image_AUROC")
     assert auroc.compute() == pytest.approx(0.75)
     assert bounded(torch.tensor([-1.0, 0.0, 3.0])).tolist() == [-0.5, 0.0, 0.75]
+
+
+@pytest.mark.parametrize("post_processor", [UnclampedPostProcessor(), FalseAlarmPostProcessor()])
+def test_batches_of_which_nobody_says_what_they_are_have_no_part_in_thresholds(
+    post_processor: UnclampedPostProcessor,
+) -> None:
+    batch = ImageBatch(
+        image=torch.rand(2, 3, 4, 4), pred_score=torch.tensor([1.0, 2.0]), anomaly_map=torch.rand(2, 1, 4, 4)
+    )
+    post_processor.on_validation_batch_end(None, None, batch)
+    post_processor.on_validation_epoch_end(None, None)
+    assert post_processor.image_threshold.isnan()
+    assert post_processor.pixel_threshold.isnan()
+    post_processor.on_test_batch_end(None, None, batch)
+    assert batch.pred_label is None
+    assert batch.pred_mask is None

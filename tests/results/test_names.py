@@ -3,11 +3,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from anomalib.data import Folder
+from anomalib.engine import Engine
 from anomalib.utils.path import generate_output_filename
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kd_multiresolution import KdMultiresolution
 from kd_multiresolution.results.names import PictureNames
+from tests.data.generated import write_noise_folders
 
 
 def test_names_are_anomalibs_as_long_as_they_differ() -> None:
@@ -48,3 +52,17 @@ def test_no_two_images_share_a_name(paths: set[str], known: bool, named: bool) -
 @pytest.mark.parametrize("path", ["1.png", "./good/1.png"])
 def test_relative_paths_have_the_names_of_absolute_ones(path: str) -> None:
     assert PictureNames()(path) == PictureNames()(str(Path(path).absolute()))
+
+
+def test_an_earlier_runs_data_module_names_nothing(tmp_path: Path) -> None:
+    modules = []
+    for root in (tmp_path / "first", tmp_path / "second" / "noise" / "line"):
+        write_noise_folders(root, 4)
+        modules.append(Folder("noise", root=root, normal_dir="good", abnormal_dir="bad", num_workers=0))
+        modules[-1].setup()
+    engine = Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu")
+    model = KdMultiresolution("small_vgg", image_size=32, anomaly_map="discrepancy")
+    engine.test(model, datamodule=modules[0])
+    engine.test(model, dataloaders=modules[1].test_dataloader())
+    names = model.visualizer.run.names
+    assert names(str(tmp_path / "second" / "noise" / "line" / "bad" / "0.png")) == "bad/0.png", "not line/bad/0.png"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from kd_multiresolution import KdMultiresolution
 from kd_multiresolution.results.judged import JudgedRun, Scale
 from kd_multiresolution.results.page import draw_page
+from kd_multiresolution.results.report import _vanishes
 from kd_multiresolution.results.scored import ScoredImages
 from tests.data.generated import write_noise_folders
 
@@ -103,3 +105,37 @@ def test_a_test_run_writes_its_page(tmp_path: Path, visualizer: bool, fitted: bo
         assert page.parent == Path(engine.trainer.default_root_dir)
         with Image.open(page) as picture:
             assert picture.width == 1200
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [("tmpq0_3abcd", True), ("tmpq0_3abcd/run/v0", True), ("tmp.Rv8Qyz0abc", False), ("results/tmpq0_3abcd", False)],
+)
+def test_only_pythons_temporary_folders_go(folder: str, expected: bool) -> None:
+    assert _vanishes(Path(tempfile.gettempdir()) / folder) == expected
+    assert not _vanishes(Path(tempfile.gettempdir()))
+    assert not _vanishes(Path("/somewhere") / folder)
+
+
+def test_images_of_which_nobody_says_what_they_are_are_left_out() -> None:
+    unknown = batch([0.95, 0.51], [0, 0])
+    unknown.gt_label = None
+    images = scored()
+    images.add(unknown, RUN)
+    assert images.scores == scored().scores
+    for kind in ("most_anomalous", "nearest"):
+        found, expected = ([picture.name for picture in getattr(each, kind)] for each in (images, scored()))
+        assert found == expected
+
+
+def test_a_test_run_without_truths_has_no_page(tmp_path: Path) -> None:
+    write_noise_folders(tmp_path, 4)
+    data = Folder("noise", root=tmp_path, normal_dir="good", abnormal_dir="bad", num_workers=0)
+    data.setup()
+    loader = data.test_dataloader()
+    collate = loader.collate_fn
+    loader.collate_fn = lambda items: collate(items).update(gt_label=None, gt_mask=None)
+    model = KdMultiresolution("small_vgg", image_size=SIZE, anomaly_map="discrepancy", evaluator=False)
+    Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu").test(model, dataloaders=loader)
+    assert not list(tmp_path.rglob("report.png"))
+    assert list(tmp_path.rglob("images/*/*.png")), "but its pictures"

@@ -4,28 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import anomalib.data.datasets.base.image as anomalib_images
 import pytest
 from anomalib.data import Folder
 from anomalib.engine import Engine
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torchvision.transforms.v2 import RandomHorizontalFlip
 
 from kd_multiresolution import KdMultiresolution
 from tests.training.conftest import NUM_IMAGES
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list that gets the path of every image that is read."""
-    paths: list[str] = []
-    read = anomalib_images.read_image
-
-    def counted(path: str, as_tensor: bool = False) -> object:
-        paths.append(str(path))
-        return read(path, as_tensor=as_tensor)
-
-    monkeypatch.setattr(anomalib_images, "read_image", counted)
-    return paths
 
 
 def fit(data: Folder, folder: Path, epochs: int = 3, **arguments: object) -> None:
@@ -55,3 +41,20 @@ def test_augmented_images_are_read_in_every_epoch(data: Folder, reads: list[str]
     data.train_augmentations = RandomHorizontalFlip()
     fit(data, tmp_path)
     assert len([path for path in reads if "good" in path]) >= 3 * NUM_IMAGES
+
+
+def test_with_nothing_to_train_the_data_module_gets_its_loaders_back(data: Folder, tmp_path: Path) -> None:
+    replaced = []
+
+    class Look(Callback):
+        def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            replaced.extend(name for name in vars(data) if name.endswith("_dataloader"))
+
+    network = KdMultiresolution("small_vgg", image_size=32, visualizer=False)
+    engine = Engine(
+        default_root_dir=tmp_path, callbacks=[Look()], max_epochs=0, logger=False, enable_progress_bar=False,
+        accelerator="cpu",
+    )  # fmt: skip
+    engine.fit(network, datamodule=data)
+    assert replaced == ["train_dataloader"]
+    assert not [name for name in vars(data) if name.endswith("_dataloader")]

@@ -91,11 +91,12 @@ def test_without_room_the_rest_is_computed(
     assert "No space left" in caplog.text
 
 
-def test_an_image_that_changes_is_noticed() -> None:
+@pytest.mark.parametrize("use", ["training", "validation"])
+def test_an_image_that_changes_is_noticed(use: str) -> None:
     images, paths = images_and_paths()
-    cache = FeatureCache(CountedSource(), NUM_IMAGES)
+    cache = FeatureCache(CountedSource(), NUM_IMAGES, use=use)
     cache.features(paths, images)
-    with pytest.raises(RuntimeError, match=r"0\.png.*not the same"):
+    with pytest.raises(RuntimeError, match=rf"0\.png: this {use} image is not the same"):
         cache.features(paths, images.flip(3) * 0.5)
 
 
@@ -180,6 +181,13 @@ def test_it_is_invisible_in_the_losses(precision: str, pictures: Path, tmp_path:
     assert (without.kept, cached.kept, on_disk.kept) == (None, cached.num_images, on_disk.num_images)
     assert cached.losses == on_disk.losses == without.losses
     assert cached.losses[-1] < cached.losses[0]
+
+
+def test_files_are_said_to_be_what_they_are(pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="kd_multiresolution")
+    train(pictures, tmp_path, cache_memory=0.0)
+    said = [message for message in caplog.messages if "GiB of source features" in message]
+    assert [message.split()[1] for message in said] == ["training", "validation"]
 
 
 def test_random_augmentation_switches_it_off(pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -74,6 +74,18 @@ class HeldOutImages:
         self._blurred: list[Tensor] = []
         self._defective: list[Tensor] = []
 
+    @contextmanager
+    def look_ahead(self, *, resumed: bool) -> Iterator[None]:
+        """Look at the training images with random numbers of one's own, those of the first training if it is resumed.
+
+        The global random generator decides their order, and what random augmentation makes of them.
+        """
+        with torch.random.fork_rng():
+            if resumed and self.random_state is not None:
+                torch.set_rng_state(self.random_state)
+            self.random_state = torch.get_rng_state()
+            yield
+
     def start(
         self,
         paths: Sequence[str],
@@ -105,19 +117,14 @@ class HeldOutImages:
             self._check_held_out()
         moments = ChannelMoments()
         kept: dict[str, Tensor] = {}
-        # The global random generator decides the order of the images; a look ahead must not change it.
-        with torch.random.fork_rng():
-            if resumed and self.random_state is not None:
-                torch.set_rng_state(self.random_state)  # so that random augmentation makes the same images
-            self.random_state = torch.get_rng_state()
-            for batch_paths, images, features in batches:
-                check_finite(images, batch_paths)
-                for i, path in enumerate(batch_paths):
-                    if path in self.held_out:
-                        kept[path] = images[i].clone()
-                fitted = self.fitted(batch_paths)
-                moments.add([level[fitted] for level in features])
-                empty = images[:0]
+        for batch_paths, images, features in batches:
+            check_finite(images, batch_paths)
+            for i, path in enumerate(batch_paths):
+                if path in self.held_out:
+                    kept[path] = images[i].clone()
+            fitted = self.fitted(batch_paths)
+            moments.add([level[fitted] for level in features])
+            empty = images[:0]
         # In the order of their paths, on which the last digits of features and sums depend.
         held_out = torch.stack([kept[path] for path in sorted(kept)]) if kept else empty
         self.image_size = (held_out.shape[-2], held_out.shape[-1])

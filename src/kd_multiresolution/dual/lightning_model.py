@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -28,20 +28,20 @@ from kd_multiresolution.dual.cycle import (
     one_cycle,
     warn_of_unfinished,
 )
-from kd_multiresolution.dual.held_out import CalibratedEvaluation, HeldOutImages
+from kd_multiresolution.dual.held_out import FEWEST_IMAGES, CalibratedEvaluation, HeldOutImages
 from kd_multiresolution.dual.loss import cloner_losses
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from kd_multiresolution.plugin.arguments import arguments_of, check_choice, check_positive, check_seed, check_types
-from kd_multiresolution.plugin.checkpoint import KEY, CheckpointEntry
+from kd_multiresolution.plugin.checkpoint import KEY, CheckpointEntry, check_variant
 from kd_multiresolution.plugin.module import PluginModule
 from kd_multiresolution.plugin.post_processor import FALSE_ALARM_RATE, FalseAlarmPostProcessor, check_rate_unconfigured
 from kd_multiresolution.plugin.pre_processor import check_unconfigured, resizing, sides, warn_of_other_normalization
 from kd_multiresolution.plugin.registration import register_models
 from kd_multiresolution.results.report import Report
 from kd_multiresolution.results.visualizer import FrameVisualizer, check_drawable
-from kd_multiresolution.training.batches import paths_of, sum_over_processes, training_batches, training_paths
+from kd_multiresolution.training.batches import paths_and_batches, paths_of, sum_over_processes
 from kd_multiresolution.training.cache import TrainingCache
-from kd_multiresolution.training.epochs import EpochSeeds, limit_epochs
+from kd_multiresolution.training.epochs import EpochLimit, EpochSeeds
 from kd_multiresolution.training.loss import FiniteLoss, log_losses
 from kd_multiresolution.training.thresholds import is_heard
 
@@ -77,7 +77,8 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         false_alarm_rate: the fraction of normal images, above 0 and below 0.5, that exceed the normalised score 0.5, as
             told from held-out normal images. Not together with a post-processor of your own.
         cache: ``float32`` or ``float16``: in training read each image once and compute the source's features of it
-            once, kept in that precision; null: in every epoch. Images that augmentation changes are never kept.
+            once, kept in that precision; null: in every epoch. Images that augmentation changes are never kept, nor is
+            any where the trainer limits the batches of an epoch.
         cache_memory: GiB of memory for images, which may take half of it, and features; features that exceed it go
             into a file that vanishes with the training. The features of up to 64 held-out images, and of as many out of
             focus and with painted defects, are held besides: a third of a GiB for ResNet-18 at 256 pixels.
@@ -90,6 +91,7 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
             ``false_alarm_rate``, false for raw scores.
         evaluator: anomalib's evaluator; true for AUROC and F1 score of images and pixels.
         visualizer: anomalib's visualizer; false leaves out the pictures and the page about each test run.
+        variant: no argument any more: ``paper`` is the model ``KdMultiresolution``.
 
     Raises:
         TypeError: if an argument has another type; numpy's numbers are none of Python's.
@@ -130,9 +132,11 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
+        variant: str | None = None,
     ) -> None:
         given = dict(locals())
         check_types(KdMultiresolutionDual.__init__, given)
+        check_variant(variant, "KdMultiresolutionDual")
         check_seed("seed", seed)
         check_drawable(visualizer, post_processor, has_maps=True)
         check_unconfigured(pre_processor, image_size, imagenet_normalization)
@@ -153,10 +157,12 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         super().__init__(
             pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
         )
+        self.hparams.pop("variant")
         self.epochs = epochs
         self.learning_rate = learning_rate or LEARNING_RATE
         self.training_cache = TrainingCache(cache, memory=cache_memory, folder=cache_folder)
         self.epoch_seeds = EpochSeeds(seed)
+        self.epoch_limit = EpochLimit(epochs, default_epochs)
         self.model = KdMultiresolutionDualModel(**arguments_of(KdMultiresolutionDualModel, given))
         if resizes:
             self.model.check_image_size(size)
@@ -194,7 +200,7 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
     def configure_callbacks(self) -> list[Callback]:
         """Return anomalib's components, and what training consists of besides its steps."""
         callbacks = [*super().configure_callbacks(), self.epoch_seeds, self.training_cache, FiniteLoss()]
-        callbacks.append(CalibratedEvaluation())
+        callbacks += [self.epoch_limit, CalibratedEvaluation()]
         if self.visualizer is not None:
             callbacks.append(Report())
         return callbacks
@@ -203,20 +209,24 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         """Return Muon over both cloners' weights, with one cycle of its rate."""
         # The cycle's length is that of the training; asking for it makes Lightning ask for the first batches.
         self.epoch_seeds.seed_first()
-        limit_epochs(self.trainer, self.epochs, default_epochs)
+        self.epoch_limit.set(self.trainer)
         weights = [*self.model.local_cloner.parameters(), *self.model.global_cloner.parameters()]
         return one_cycle(weights, self.trainer, self.learning_rate)
 
     def on_train_start(self) -> None:
-        """Choose the held-out images, and look at all training images once."""
+        """Choose the held-out images, and look once at the images of an epoch."""
         check_cycle(cast("OneCycleLR", self.lr_schedulers()), self.trainer, self.learning_rate)
-        self.held_out.start(
-            training_paths(self.trainer),
-            self._training_features(),
-            self._sum_over_processes,
-            resumed=self.epoch_seeds.is_resumed,
-            precision=self.trainer.precision_plugin.train_step_context,
-        )
+        resumed = self.epoch_seeds.is_resumed
+        memory = self.training_cache.memory / 2  # the part of images
+        with self.held_out.look_ahead(resumed=resumed):
+            paths, batches = paths_and_batches(self.trainer, self, fewest=FEWEST_IMAGES, memory=memory)
+            self.held_out.start(
+                paths,
+                self._with_features(batches),
+                self._sum_over_processes,
+                resumed=resumed,
+                precision=self.trainer.precision_plugin.train_step_context,
+            )
 
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> Tensor:
         """Return the squared error of both cloners on those images of the batch that are not held out."""
@@ -273,9 +283,9 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         self.held_out.names_before = entry.get("held_out") or None
         self.held_out.random_state = entry.get("random_state")
 
-    def _training_features(self) -> Iterator[tuple[Sequence[str], Tensor, list[Tensor]]]:
-        """Yield paths, images and source features of this process's training images."""
-        for batch in training_batches(self.trainer, self):
+    def _with_features(self, batches: Iterable[Any]) -> Iterator[tuple[Sequence[str], Tensor, list[Tensor]]]:
+        """Yield paths, images and source features of training batches."""
+        for batch in batches:
             images = self.model.checked_images(batch.image)
             paths = paths_of(batch)
             # As in a training step, which compares them with its own.

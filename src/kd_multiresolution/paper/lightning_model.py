@@ -32,10 +32,10 @@ from kd_multiresolution.plugin.pre_processor import check_unconfigured, resizing
 from kd_multiresolution.plugin.registration import register_models
 from kd_multiresolution.results.report import Report
 from kd_multiresolution.results.visualizer import FrameVisualizer, check_drawable
-from kd_multiresolution.training.batches import sum_over_processes, training_batches
+from kd_multiresolution.training.batches import batches_of_an_epoch, sum_over_processes
 from kd_multiresolution.training.cache import TrainingCache
 from kd_multiresolution.training.convergence import ConvergenceStopping
-from kd_multiresolution.training.epochs import EpochSeeds, limit_epochs
+from kd_multiresolution.training.epochs import EpochLimit, EpochSeeds
 from kd_multiresolution.training.loss import FiniteLoss, log_losses
 from kd_multiresolution.training.optimizer import adam
 from kd_multiresolution.training.thresholds import Thresholds
@@ -89,10 +89,11 @@ class KdMultiresolution(PluginModule, AnomalibModule):
             takes precedence (unless it is 1000, Lightning's own default), as an upper limit where this is not given.
         learning_rate: Adam's learning rate. Default: 1e-3.
         cache: ``float32`` or ``float16``: in training read each image once and compute the source's features of it
-            once, kept in that precision; null: in every epoch. Images that augmentation changes are never kept.
+            once, kept in that precision; null: in every epoch. Images that augmentation changes are never kept, nor is
+            any where the trainer limits the batches of an epoch.
         cache_memory: GiB of memory for images, which may take half of it, and features; features that exceed it go
-            into a file that vanishes with the training.
-        cache_folder: folder of that file. Default: the system's folder for temporary files.
+            into a file that vanishes with the training, those of validation images into a second one.
+        cache_folder: folder of these files. Default: the system's folder for temporary files.
         seed: seed of the cloner's initial weights, of a random source, and, unless Lightning's ``seed_everything`` was
             called, of the order of the training images, which follows from seed and epoch.
         pre_processor: anomalib's pre-processor; true for resizing (and normalising, if asked for), false for none.
@@ -218,6 +219,7 @@ class KdMultiresolution(PluginModule, AnomalibModule):
     def configure_callbacks(self) -> list[Callback]:
         """Return anomalib's components, and the stop at convergence unless ``epochs`` or the user's own one rules."""
         callbacks = [*super().configure_callbacks(), self.epoch_seeds, self.training_cache, FiniteLoss()]
+        callbacks.append(EpochLimit(self.epochs, lambda _: DEFAULT.epochs))
         if self.visualizer is not None:
             callbacks.append(Report())
         trainer_callbacks: list[Callback] = getattr(self.trainer, "callbacks", [])
@@ -230,15 +232,10 @@ class KdMultiresolution(PluginModule, AnomalibModule):
         """Return Adam over the cloner's weights."""
         return adam(self.model.cloner.parameters(), self.learning_rate)
 
-    def on_fit_start(self) -> None:
-        """Set the number of epochs if the user did not."""
-        super().on_fit_start()
-        limit_epochs(self.trainer, self.epochs, lambda _: DEFAULT.epochs)
-
     def on_train_start(self) -> None:
         """Measure the value weight if it is ``auto``; a resumed training has it."""
         if self.model.value_weight is None:
-            images = (self.model.checked_images(batch.image) for batch in training_batches(self.trainer, self))
+            images = (self.model.checked_images(batch.image) for batch in batches_of_an_epoch(self.trainer, self))
             self.model.value_weight = initial_value_weight(
                 self.model.source, self.model.cloner, images, lambda tensor: sum_over_processes(self.trainer, tensor)
             )

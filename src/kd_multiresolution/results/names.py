@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from anomalib.data import AnomalibDataset, PredictDataset
+from anomalib.data import AnomalibDataModule, AnomalibDataset, PredictDataset
 from anomalib.utils.path import generate_output_filename
 from lightning.pytorch import Trainer
 
@@ -46,8 +46,11 @@ class PictureNames:
                 paths.extend(data.samples["image_path"])
             elif isinstance(data, PredictDataset):
                 paths.extend(map(str, data.image_filenames))
-        module = getattr(trainer, "datamodule", None)
-        return cls(paths, getattr(module, "name", None), getattr(module, "category", None))
+        loop = trainer.predict_loop if trainer.predicting else trainer.test_loop
+        module = loop._data_source.instance  # trainer.datamodule may be that of an earlier run
+        if not isinstance(module, AnomalibDataModule):
+            return cls(paths)
+        return cls(paths, module.name, getattr(module, "category", None))
 
     def __call__(self, path: str) -> str:
         """Return the name of an image's picture, the same however often it is asked for."""

@@ -71,6 +71,11 @@ class EvaluationAfterConvergence(ConvergenceStopping):
         self.epochs: list[int] = []
         self.values: dict[str, list[float]] = {}
 
+    def begin(self) -> None:
+        """Begin anew."""
+        super().begin()
+        self.converged_after, self._trained, self.epochs, self.values = None, 0, [], {}
+
     @property
     def summary(self) -> dict[str, Any]:
         """What is written: epochs evaluated, epochs to convergence or ``None``, and each metric's mean, std, values."""
@@ -90,7 +95,7 @@ class EvaluationAfterConvergence(ConvergenceStopping):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that there is something to evaluate on, and that it can be read aright, before hours of training."""
         del pl_module
-        datamodule = getattr(trainer, "datamodule", None)
+        datamodule = _datamodule(trainer)
         if not isinstance(datamodule, AnomalibDataModule):
             msg = f"{type(self).__name__} evaluates on the test set of anomalib's data modules: give fit a datamodule."
             raise ValueError(msg)
@@ -138,7 +143,7 @@ class EvaluationAfterConvergence(ConvergenceStopping):
 
     def evaluate(self, trainer: Trainer, pl_module: AnomalibModule) -> dict[str, float]:
         """Return the metrics of the current weights on all test images, and leave everything as it is."""
-        datamodule = cast("AnomalibDataModule", cast("Any", trainer).datamodule)
+        datamodule = cast("AnomalibDataModule", _datamodule(trainer))
         models = self.models(pl_module)
         samples = datamodule.test_data.samples
         # Not the batch's: anomalib drops the paths of a batch whose first image is normal.
@@ -180,6 +185,11 @@ class EvaluationAfterConvergence(ConvergenceStopping):
         if max_epochs is None:
             return False
         return epochs in range(max_epochs, 0, -self.interval)[: self.evaluations]
+
+
+def _datamodule(trainer: Trainer) -> object:
+    """Return what is trained on; ``trainer.datamodule`` may be that of an earlier run."""
+    return trainer.fit_loop._data_source.instance
 
 
 def spread(values: list[float]) -> dict[str, Any]:

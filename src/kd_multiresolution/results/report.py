@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import logging
+import re
+import tempfile
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
@@ -84,6 +84,7 @@ class Report(Callback):
 
 
 def _vanishes(folder: Path) -> bool:
-    """Return whether a folder is one of Python's temporary ones, in which ``anomalib benchmark`` runs its tests."""
-    temporary = {Path(thing.name).resolve() for thing in gc.get_objects() if type(thing) is TemporaryDirectory}
-    return not temporary.isdisjoint({folder.resolve(), *folder.resolve().parents})
+    """Return whether a folder is below a temporary one of Python's, in which ``anomalib benchmark`` runs its tests."""
+    place, folder = Path(tempfile.gettempdir()).resolve(), folder.resolve()
+    name = folder.relative_to(place).parts[0] if place in folder.parents else ""
+    return re.fullmatch(f"{tempfile.gettempprefix()}[a-z0-9_]{{8}}", name) is not None

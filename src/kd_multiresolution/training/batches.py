@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from kd_multiresolution.training.feature_stores import GIB
 from kd_multiresolution.training.image_memory import RememberedImages
 
 
@@ -22,6 +23,32 @@ def training_batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[A
         pl_module: anomalib's, with a pre-processor.
     """
     return _prepared(trainer, pl_module, cast("Iterable[ImageBatch]", trainer.train_dataloader))
+
+
+def batches_of_an_epoch(trainer: Trainer, pl_module: LightningModule, *, fewest: int = 0) -> Iterator[Any]:
+    """Yield as :func:`training_batches`, but no more batches than the user lets an epoch have.
+
+    Args:
+        trainer: see :func:`training_batches`.
+        pl_module: see :func:`training_batches`.
+        fewest: images with paths that there are in any case, if the data set has them.
+    """
+    return _prepared(trainer, pl_module, _of_an_epoch(trainer, fewest))
+
+
+def _of_an_epoch(trainer: Trainer, fewest: int) -> Iterator[Any]:
+    images = 0
+    for number, batch in enumerate(cast("Iterable[Any]", trainer.train_dataloader), start=1):
+        yield batch
+        images += len(getattr(batch, "image_path", None) or ())
+        if number >= trainer.num_training_batches and images >= fewest:
+            return
+
+
+def is_limited(trainer: Trainer, loader: DataLoader[Any]) -> bool:
+    """Return whether an epoch has a part of a loader's batches: ``limit_train_batches``, ``fast_dev_run``."""
+    limit = trainer.limit_train_batches
+    return limit < (len(loader) if isinstance(limit, int) else 1.0)
 
 
 def batches_in_order(trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
@@ -45,29 +72,44 @@ def _prepared(trainer: Trainer, pl_module: LightningModule, loader: Iterable[Ima
         yield batch
 
 
-def training_paths(trainer: Trainer) -> list[str]:
-    """Return the paths of all training images, those of other processes included.
+def paths_and_batches(
+    trainer: Trainer, pl_module: LightningModule, *, fewest: int, memory: float
+) -> tuple[list[str], Iterator[Any]]:
+    """Return the paths of the images of an epoch, those of other processes included, and :func:`batches_of_an_epoch`.
 
-    A data set of anomalib's has them; of any other one the images are read once, for the paths that come with them.
+    A data set of anomalib's has the paths. Of any other one, and where the user limits an epoch, images are read for
+    the paths that come with them, and once more if they exceed the memory.
+
+    Args:
+        trainer: see :func:`training_batches`.
+        pl_module: see :func:`training_batches`.
+        fewest: see :func:`batches_of_an_epoch`.
+        memory: GiB for the images.
 
     Raises:
         TypeError: if the images come without paths.
     """
-    dataset = getattr(trainer.train_dataloader, "dataset", None)
-    if isinstance(dataset, RememberedImages):
-        return dataset.paths
-    if isinstance(dataset, AnomalibDataset):
-        return cast("list[str]", dataset.samples.image_path.tolist())
+    loader = cast("DataLoader[Any]", trainer.train_dataloader)
+    dataset = getattr(loader, "dataset", None)
+    if isinstance(dataset, AnomalibDataset | RememberedImages) and not is_limited(trainer, loader):
+        known = dataset.paths if isinstance(dataset, RememberedImages) else [*dataset.samples.image_path]
+        return known, batches_of_an_epoch(trainer, pl_module, fewest=fewest)
     paths: list[str] = []
+    kept: list[Any] = []
+    free = memory * GIB
     # The global random generator decides the order of the images; a look ahead must not change it.
     with torch.random.fork_rng():
-        for batch in cast("Iterable[Any]", trainer.train_dataloader):
+        for batch in _of_an_epoch(trainer, fewest):
             paths += paths_of(batch)
+            free -= batch.image.nbytes
+            kept.append(batch)
+            if free < 0:
+                kept.clear()
     if trainer.world_size > 1:
         parts: list[list[str]] = [[] for _ in range(trainer.world_size)]
         torch.distributed.all_gather_object(parts, paths)
         paths = [path for part in parts for path in part]
-    return paths
+    return paths, _prepared(trainer, pl_module, kept if free >= 0 else _of_an_epoch(trainer, fewest))
 
 
 def paths_of(batch: Any) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kd_multiresolution.training.allocator import hold_freed_memory, release_freed_memory
-from kd_multiresolution.training.batches import batches_in_order
+from kd_multiresolution.training.batches import batches_in_order, is_limited
 from kd_multiresolution.training.feature_cache import FeatureCache, changing_part, check_cache_arguments
 from kd_multiresolution.training.feature_stores import GIB
 from kd_multiresolution.training.image_memory import RememberedImages, remembering_loader
@@ -31,8 +31,9 @@ class TrainingCache(Callback):
 
     Args:
         dtype: ``float32`` or ``float16``, precision of the kept features; ``None``: keep nothing.
-        memory: GiB for images, which may take half of it, and features. Features that exceed it go into a file.
-        folder: folder of that file; ``None``: the system's folder for temporary files.
+        memory: GiB for images, which may take half of it, and features. Features that exceed it go into a file, those
+            of validation images, which get what training images have left, into another one.
+        folder: folder of these files; ``None``: the system's folder for temporary files.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -84,6 +85,8 @@ class TrainingCache(Callback):
             loader = getattr(datamodule, name)()
             if not isinstance(loader, DataLoader) or _changing_data(loader.dataset, pl_module) is not None:
                 continue
+            if name == "train_dataloader" and is_limited(trainer, loader):
+                continue
             remembering = remembering_loader(loader, memory=free, progress=progress)
             free -= _gib_of_images(remembering.dataset)
             self._replaced.append((datamodule, name, vars(datamodule).get(name)))
@@ -104,10 +107,14 @@ class TrainingCache(Callback):
         if trainer.enable_validation:
             trainer.fit_loop.epoch_loop.val_loop.setup_data()  # asks for the loader, as it would later
         self._give_back()
-        dataset = getattr(trainer.train_dataloader, "dataset", None)
-        if self.dtype is None or cast("Any", trainer).fast_dev_run:
+        loader = trainer.train_dataloader
+        dataset = getattr(loader, "dataset", None)
+        if self.dtype is None:
             return
-        if changing := _changing_data(dataset, pl_module):
+        changing = _changing_data(dataset, pl_module)
+        if changing is None and is_limited(trainer, cast("DataLoader[Any]", loader)):
+            changing = "the limit of an epoch's batches"  # most of what would be kept may never be asked for
+        if changing is not None:
             logger.info("Images are read and the source's features computed in every epoch, because of %s.", changing)
             return
         source, count = cast("Any", pl_module).model.source, len(cast("AnomalibDataset", dataset))
@@ -126,8 +133,9 @@ class TrainingCache(Callback):
         if len(datasets) != 1 or _changing_data(datasets[0], pl_module):
             return
         memory = max(self.features.memory - self.features.gib_in_memory - _gib_of_images(datasets[0]), 0)
+        count = len(cast("AnomalibDataset", datasets[0]))
         self.features_of_validation = FeatureCache(
-            self.features.source, len(cast("AnomalibDataset", datasets[0])), memory=memory, folder=self.folder
+            self.features.source, count, memory=memory, folder=self.folder, use="validation"
         )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -40,6 +40,16 @@ class ConvergenceStopping(Callback):
         self._sum: Tensor | float = 0.0
         self._images = 0
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Know of no loss of an earlier training, unless the same Trainer goes on with it."""
+        del pl_module
+        if stage == "fit" and trainer.current_epoch == 0:
+            self.begin()
+
+    def begin(self) -> None:
+        """Begin anew."""
+        self.losses, self._sum, self._images = [], 0.0, 0
+
     @property
     def converged(self) -> bool:
         """Whether the last two windows differ by less than the tolerance."""

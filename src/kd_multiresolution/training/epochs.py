@@ -37,6 +37,12 @@ class EpochSeeds(Callback):
         self._batches_before = 0  # of the first epoch
         self._is_first_seeded = False
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begin anew, whatever an earlier training, which may have failed, has left."""
+        del trainer, pl_module
+        if stage == "fit":
+            self.first_epoch, self.is_resumed, self._batches_before, self._is_first_seeded = 0, False, 0, False
+
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Remember where a resumed training begins."""
         del pl_module
@@ -55,7 +61,6 @@ class EpochSeeds(Callback):
         del trainer, pl_module
         if not self._is_first_seeded:
             self.seed_first()
-        self._is_first_seeded = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Pass over the batches that a resumed training's first epoch has had before."""
@@ -82,11 +87,6 @@ class EpochSeeds(Callback):
         if trainer.current_epoch != self.first_epoch or _reads_anew(trainer):
             self._seed(trainer.current_epoch)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the next training begin anew."""
-        del trainer, pl_module
-        self.first_epoch, self.is_resumed, self._batches_before = 0, False, 0
-
     def seed_first(self) -> None:
         """Seed the first epoch, for whoever asks for its batches earlier still."""
         self._seed(self.first_epoch)
@@ -104,17 +104,46 @@ def _reads_anew(trainer: Trainer) -> bool:
     return trainer.current_epoch > 0 and not resuming
 
 
-def limit_epochs(trainer: Trainer, epochs: int | None, default: Callable[[Trainer], int | None]) -> None:
-    """Set the number of epochs if the user did not.
+class EpochLimit(Callback):
+    """Sets the number of epochs if the user did not, and takes it back after the fit: the Trainer is the user's.
 
     ``trainer_arguments`` would override the user's own; so only what Lightning falls back to is replaced.
 
     Args:
-        trainer: whose ``max_epochs`` and ``max_steps`` take precedence.
-        epochs: the model's argument.
+        epochs: the model's argument; the trainer's ``max_epochs`` and ``max_steps`` take precedence.
         default: tells the number where that is missing as well.
     """
-    if trainer.max_epochs == LIGHTNING_MAX_EPOCHS and trainer.max_steps == -1:
-        trainer.fit_loop.max_epochs = epochs or default(trainer)
-    elif trainer.max_epochs in {None, -1} and epochs is not None:
+
+    def __init__(self, epochs: int | None, default: Callable[[Trainer], int | None]) -> None:
+        self.epochs = epochs
+        self.default = default
+        self._found: list[int | None] = []  # what the trainer had, while it has another number
+
+    def set(self, trainer: Trainer) -> None:
+        """Set the number of epochs, for whoever asks for the length of the training before it starts."""
+        found = trainer.max_epochs
+        if found == LIGHTNING_MAX_EPOCHS and trainer.max_steps == -1:
+            epochs = self.epochs or self.default(trainer)
+        elif found in {None, -1} and self.epochs is not None:
+            epochs = self.epochs
+        else:
+            return
+        self._found.append(found)
         trainer.fit_loop.max_epochs = epochs
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the number of epochs, unless that was done."""
+        del pl_module
+        if not self._found:
+            self.set(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the trainer as the user made it."""
+        del pl_module, stage
+        if self._found:
+            trainer.fit_loop.max_epochs = self._found.pop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Do so as well where there is no teardown."""
+        del exception
+        self.teardown(trainer, pl_module, "fit")

@@ -63,6 +63,7 @@ class FeatureCache:
         memory: budget in GiB, 0 or more, on the device of the features.
         folder: folder of the file; ``None``: the system's folder for temporary files.
         dtype: ``float32`` or ``float16``, of half the size.
+        use: what the images are for, in words.
 
     Raises:
         ValueError: if ``memory`` is negative, ``folder`` is not a folder, or ``dtype`` is neither of the two.
@@ -78,6 +79,7 @@ class FeatureCache:
         memory: float = 2.0,
         folder: str | Path | None = None,
         dtype: str = "float32",
+        use: str = "training",
     ) -> None:
         check_cache_arguments(dtype, memory, folder)
         self.source = source
@@ -85,6 +87,7 @@ class FeatureCache:
         self.memory = memory
         self.folder = Path(folder or tempfile.gettempdir())
         self.dtype = DTYPES[dtype]
+        self.use = use
         self._rows: dict[str, int] = {}
         self._stores: list[Store] = []
         self._checked = False
@@ -173,7 +176,7 @@ class FeatureCache:
             scale = new.abs().max().clamp_min(torch.finfo(new.dtype).tiny)
             if bool(((old - new).abs() > 0.02 * scale).any()):  # of what is no number others say where it comes from
                 msg = (
-                    f"{path}: this training image is not the same as when it was first read, so the source's "
+                    f"{path}: this {self.use} image is not the same as when it was first read, so the source's "
                     "features cannot be kept. Train with cache=null."
                 )
                 raise RuntimeError(msg)
@@ -187,7 +190,7 @@ class FeatureCache:
         stores: list[Store] = [MemoryStore(in_memory, shapes, self.dtype, features[0].device)]
         beyond = self.num_images - in_memory
         if beyond:
-            needed = f"{self.num_images} images: {self.num_images * size / GIB:.1f} GiB of source features"
+            needed = f"{self.num_images} {self.use} images: {self.num_images * size / GIB:.1f} GiB of source features"
             try:
                 stores.append(FileStore(self.folder, beyond, shapes, self.dtype))
                 logger.info("%s, %.1f of them in memory, the rest in %s.", needed, self.memory, self.folder)
