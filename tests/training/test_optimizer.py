@@ -5,35 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from timm.optim.muon import zeropower_via_newtonschulz
-from torch import nn
+from torch import Tensor, nn
 
-from kd_multiresolution.training.optimizer import POLYNOMIALS, Muon, orthogonalized
-
-
-@pytest.mark.parametrize("shape", [(32, 64), (128, 1152), (256, 128), (64, 1), (1, 64)])
-@pytest.mark.parametrize("scale", [1e-18, 1e-12, 1.0, 1e30])
-def test_singular_values_come_near_one(shape: tuple[int, int], scale: float) -> None:
-    torch.manual_seed(0)
-    values = torch.linalg.svdvals(orthogonalized(scale * torch.randn(shape)))
-    assert values.min() > 0.97
-    assert values.max() < 1.04
-
-
-@pytest.mark.parametrize("shape", [(32, 64), (256, 128)])
-def test_agrees_with_the_iteration_on_the_whole_matrix(shape: tuple[int, int]) -> None:
-    torch.manual_seed(0)
-    matrix = torch.randn(shape)
-    expected = zeropower_via_newtonschulz(matrix, len(POLYNOMIALS), [*POLYNOMIALS], dtype=torch.float32)
-    assert torch.allclose(orthogonalized(matrix), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("scale", [0.0, 1e-25, 1e-40])
-def test_nothing_stays_nothing(scale: float) -> None:
-    assert torch.equal(orthogonalized(scale * torch.ones(3, 5)), torch.zeros(3, 5))
-
-
-def test_what_is_not_a_number_stays_so() -> None:
-    assert orthogonalized(torch.tensor([[1.0, float("nan")], [2.0, 3.0]])).isnan().any()
+from kd_multiresolution.dual.loss import cloner_losses
+from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
+from kd_multiresolution.training.optimizer import Muon
+from kd_multiresolution.training.orthogonalization import POLYNOMIALS
+from operators import WAITING, operators
 
 
 @pytest.mark.parametrize(("rate", "decay"), [(0.01, 0.5), (0.1, 2.0)])
@@ -119,3 +97,52 @@ def test_a_resumed_optimizer_steps_as_an_uninterrupted_one(dtype: torch.dtype) -
     again.load_state_dict(optimizers[1].state_dict())
     steps(resumed, again, 2)
     assert torch.equal(whole.weight, resumed.weight)
+
+
+def one_by_one(weights: list[Tensor], summed: list[Tensor], rate: float, decay: float) -> None:
+    """Do a step of Muon on one weight after another, as plainly as it can be written."""
+    for weight, momentum in zip(weights, summed, strict=True):
+        momentum.mul_(0.95).add_(weight.grad)
+        matrix = momentum.movedim(1, -1).flatten(1) if weight.ndim > 1 else momentum[:, None]
+        step = zeropower_via_newtonschulz(matrix, len(POLYNOMIALS), [*POLYNOMIALS], dtype=torch.float32)
+        step = step * 0.2 * rate * max(matrix.shape) ** 0.5
+        step = step.view_as(weight.movedim(1, -1)).movedim(-1, 1) if weight.ndim > 1 else step[:, 0]
+        weight.data.mul_(1 - rate * decay).sub_(step)
+
+
+def cloner_weights(model: KdMultiresolutionDualModel) -> list[Tensor]:
+    return [*model.local_cloner.parameters(), *model.global_cloner.parameters()]
+
+
+def test_a_training_has_the_losses_of_one_weight_after_another() -> None:
+    ours, theirs = (KdMultiresolutionDualModel("resnet18", pretrained=False) for _ in range(2))
+    optimizer = Muon(cloner_weights(ours), lr=0.004, weight_decay=1.0)
+    summed = [torch.zeros_like(weight) for weight in cloner_weights(theirs)]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(6):
+        features = ours.source(torch.rand(2, 3, 64, 64, generator=generator))
+        losses = []
+        for model in (ours, theirs):
+            loss = torch.stack([*cloner_losses(model, features).values()]).sum()
+            loss.backward()
+            losses.append(loss.item())
+        optimizer.step()
+        one_by_one(cloner_weights(theirs), summed, 0.004, 1.0)
+        for model in (ours, theirs):
+            model.zero_grad()
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_step_of_the_dual_model_takes_few_operators_and_waits_for_none() -> None:
+    model = KdMultiresolutionDualModel("resnet18", pretrained=False).train()
+    optimizer = Muon(cloner_weights(model), lr=0.004, weight_decay=1.0)
+    features = model.source(torch.rand(2, 3, 64, 64))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        torch.stack([*cloner_losses(model, features).values()]).sum().backward()
+        optimizer.step()
+
+    found = operators(step)
+    assert found[WAITING] == 0
+    assert found.total() <= 450

@@ -42,7 +42,7 @@ from kd_multiresolution.results.visualizer import FrameVisualizer, check_drawabl
 from kd_multiresolution.training.batches import paths_and_batches, paths_of, sum_over_processes
 from kd_multiresolution.training.cache import TrainingCache
 from kd_multiresolution.training.epochs import EpochLimit, EpochSeeds
-from kd_multiresolution.training.loss import FiniteLoss, log_losses
+from kd_multiresolution.training.loss import EpochLosses, FiniteLoss
 from kd_multiresolution.training.thresholds import is_heard
 
 IMAGE_SIZE = (256, 256)
@@ -163,6 +163,7 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         self.training_cache = TrainingCache(cache, memory=cache_memory, folder=cache_folder)
         self.epoch_seeds = EpochSeeds(seed)
         self.epoch_limit = EpochLimit(epochs, default_epochs)
+        self.epoch_losses = EpochLosses()
         self.model = KdMultiresolutionDualModel(**arguments_of(KdMultiresolutionDualModel, given))
         if resizes:
             self.model.check_image_size(size)
@@ -199,8 +200,15 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Return anomalib's components, and what training consists of besides its steps."""
-        callbacks = [*super().configure_callbacks(), self.epoch_seeds, self.training_cache, FiniteLoss()]
-        callbacks += [self.epoch_limit, CalibratedEvaluation()]
+        callbacks = [
+            *super().configure_callbacks(),
+            self.epoch_seeds,
+            self.training_cache,
+            self.epoch_losses,
+            FiniteLoss(),
+            self.epoch_limit,
+            CalibratedEvaluation(),
+        ]
         if self.visualizer is not None:
             callbacks.append(Report())
         return callbacks
@@ -235,13 +243,16 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         fitted = self.held_out.fitted(paths)
         # A batch of held-out images alone must not move the cloners, but other processes wait for its gradient.
         rows = fitted or [0]
-        images = self.model.checked_images(cast("Tensor", batch.image)[rows])
         with torch.no_grad():
-            features = self.training_cache.source_features(self.model.source, [paths[row] for row in rows], images)
+            features = self.training_cache.source_features(
+                self.model.source,
+                [paths[row] for row in rows],
+                lambda: self.model.checked_images(cast("Tensor", batch.image)[rows]),
+            )
         losses = cloner_losses(self.model, features)
         terms = {name: loss * bool(fitted) for name, loss in losses.items()}
         loss = torch.stack([*terms.values()]).sum()
-        log_losses(self, terms, loss, batch.batch_size)
+        self.epoch_losses.add(loss, terms, batch.batch_size)
         return loss
 
     def calibrate(self) -> None:

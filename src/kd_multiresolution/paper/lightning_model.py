@@ -36,7 +36,7 @@ from kd_multiresolution.training.batches import batches_of_an_epoch, sum_over_pr
 from kd_multiresolution.training.cache import TrainingCache
 from kd_multiresolution.training.convergence import ConvergenceStopping
 from kd_multiresolution.training.epochs import EpochLimit, EpochSeeds
-from kd_multiresolution.training.loss import FiniteLoss, log_losses
+from kd_multiresolution.training.loss import EpochLosses, FiniteLoss
 from kd_multiresolution.training.optimizer import adam
 from kd_multiresolution.training.thresholds import Thresholds
 
@@ -181,6 +181,7 @@ class KdMultiresolution(PluginModule, AnomalibModule):
         self.learning_rate = learning_rate or LEARNING_RATE
         self.training_cache = TrainingCache(cache, memory=cache_memory, folder=cache_folder)
         self.epoch_seeds = EpochSeeds(seed)
+        self.epoch_losses = EpochLosses()
         self.thresholds = Thresholds()
         self.model = KdMultiresolutionModel(**arguments_of(KdMultiresolutionModel, given))
         if resizes:
@@ -218,8 +219,14 @@ class KdMultiresolution(PluginModule, AnomalibModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Return anomalib's components, and the stop at convergence unless ``epochs`` or the user's own one rules."""
-        callbacks = [*super().configure_callbacks(), self.epoch_seeds, self.training_cache, FiniteLoss()]
-        callbacks.append(EpochLimit(self.epochs, lambda _: DEFAULT.epochs))
+        callbacks = [
+            *super().configure_callbacks(),
+            self.epoch_seeds,
+            self.training_cache,
+            self.epoch_losses,
+            FiniteLoss(),
+            EpochLimit(self.epochs, lambda _: DEFAULT.epochs),
+        ]
         if self.visualizer is not None:
             callbacks.append(Report())
         trainer_callbacks: list[Callback] = getattr(self.trainer, "callbacks", [])
@@ -250,7 +257,7 @@ class KdMultiresolution(PluginModule, AnomalibModule):
             features = self.training_cache.source_features(self.model.source, paths, images)
         terms = discrepancy_terms(features, self.model.cloner(images), self.model.terms)
         loss = weighted_sum(terms, self.model.known_value_weight).mean()
-        log_losses(self, terms, loss, batch.batch_size)
+        self.epoch_losses.add(loss, terms, batch.batch_size)
         return loss
 
     @property

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from kd_multiresolution.training.allocator import hold_freed_memory, release_freed_memory
 from kd_multiresolution.training.batches import batches_in_order, is_limited
-from kd_multiresolution.training.feature_cache import FeatureCache, changing_part, check_cache_arguments
+from kd_multiresolution.training.feature_cache import FeatureCache, changing_part, check_cache_arguments, made
 from kd_multiresolution.training.feature_stores import GIB
 from kd_multiresolution.training.image_memory import RememberedImages, remembering_loader
 
@@ -48,19 +48,21 @@ class TrainingCache(Callback):
         self.features_of_validation: FeatureCache | None = None
         self._replaced: list[tuple[AnomalibDataModule, str, object]] = []
 
-    def source_features(self, source: FeatureCache.Source, paths: Sequence[str] | None, images: Tensor) -> list[Tensor]:
+    def source_features(
+        self, source: FeatureCache.Source, paths: Sequence[str] | None, images: FeatureCache.Images
+    ) -> list[Tensor]:
         """Return the source's features of training images.
 
         Args:
             source: the source.
             paths: the images' paths, N, if they have any.
-            images: (N, 3, H, W).
+            images: the images.
 
         Returns:
             One (N, C_i, H_i, W_i) tensor per critical point.
         """
         if self.features is None or paths is None:
-            return source(images)
+            return source(made(images))
         return self.features.features(paths, images)
 
     def validation_features(

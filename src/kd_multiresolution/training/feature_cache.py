@@ -70,6 +70,8 @@ class FeatureCache:
     """
 
     Source: TypeAlias = Callable[[Tensor], list[Tensor]]
+    Images: TypeAlias = Tensor | Callable[[], Tensor]
+    """(N, 3, H, W), or what makes them, for features that are known need no pixels."""
 
     def __init__(
         self,
@@ -102,12 +104,12 @@ class FeatureCache:
         return sum(store.nbytes for store in self._stores if isinstance(store, MemoryStore)) / GIB
 
     @torch.no_grad()
-    def features(self, paths: Sequence[str], images: Tensor) -> list[Tensor]:
+    def features(self, paths: Sequence[str], images: Images) -> list[Tensor]:
         """Return the source's features of a batch, those of known images from the cache.
 
         Args:
             paths: the images' paths, N.
-            images: (N, 3, H, W).
+            images: the images.
 
         Returns:
             One (N, C_i, H_i, W_i) tensor per critical point, in the memory format channels last.
@@ -118,16 +120,17 @@ class FeatureCache:
         """
         known = [index for index, path in enumerate(paths) if path in self._rows]
         missing = [index for index, path in enumerate(paths) if path not in self._rows]
+        pixels = made(images) if missing or not self._checked else None
         parts = []
         if known:
             parts.append(self._gather([self._rows[paths[index]] for index in known]))
-            if not self._checked:
-                self._check(paths[known[0]], [level[:1] for level in parts[0]], images[known[0]][None])
-        if missing:
-            parts.append(self._computed([paths[index] for index in missing], images[missing] if known else images))
+            if pixels is not None and not self._checked:
+                self._check(paths[known[0]], [level[:1] for level in parts[0]], pixels[known[0]][None])
+        if pixels is not None and missing:
+            parts.append(self._computed([paths[index] for index in missing], pixels[missing] if known else pixels))
         levels = parts[0]
         if len(parts) > 1:
-            order = torch.tensor([*known, *missing], device=images.device).argsort()
+            order = torch.tensor([*known, *missing], device=levels[0].device).argsort()
             levels = [torch.cat(level)[order] for level in zip(*parts, strict=True)]
         return [level.permute(0, 3, 1, 2) for level in levels]
 
@@ -205,6 +208,11 @@ class FeatureCache:
                     error,
                 )
         return stores
+
+
+def made(images: FeatureCache.Images) -> Tensor:
+    """Return images, made now if they are not."""
+    return images if isinstance(images, Tensor) else images()
 
 
 def check_cache_arguments(dtype: str | None, memory: float, folder: str | Path | None) -> None:

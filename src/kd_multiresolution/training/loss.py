@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -12,25 +13,63 @@ from kd_multiresolution.plugin.finite import SICK_IMAGE
 from kd_multiresolution.training.batches import training_batches
 
 
-def log_losses(pl_module: LightningModule, terms: Mapping[str, Tensor], loss: Tensor, batch_size: int) -> None:
-    """Log a step's loss as ``train_loss``, and each of its terms' means as ``train_<term>``, once per epoch.
+class EpochLosses(Callback):
+    """Logs the mean loss of each epoch as ``train_loss``, and that of each of its terms as ``train_<term>``.
 
-    Args:
-        pl_module: in its training step.
-        terms: by name, of any shape.
-        loss: what is minimised.
-        batch_size: by which the epoch's mean is weighted.
+    Sums stay on the device. Lightning's own means would take a metric per term in every step, and copies of all.
     """
-    for name, mean in {"loss": loss.detach(), **{name: term.detach().mean() for name, term in terms.items()}}.items():
-        pl_module.log(
-            f"train_{name}",
-            mean,
-            on_step=False,
-            on_epoch=True,
-            prog_bar=name == "loss",
-            batch_size=batch_size,
-            sync_dist=True,
-        )
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._sums: Tensor | None = None
+        self._images = 0
+
+    def add(self, loss: Tensor, terms: Mapping[str, Tensor], batch_size: int) -> None:
+        """Add a step's loss.
+
+        Args:
+            loss: what is minimised.
+            terms: by name, of any shape.
+            batch_size: by which the epoch's mean is weighted.
+        """
+        self._names = ["loss", *terms]
+        means = torch.stack([loss.detach(), *(term.detach().mean() for term in terms.values())])
+        wide = means.to(torch.promote_types(means.dtype, torch.float32))
+        self._sums = batch_size * wide if self._sums is None else self._sums.add_(wide, alpha=batch_size)
+        self._images += batch_size
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin anew."""
+        del trainer, pl_module
+        self._sums, self._images = None, 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log after the epoch's last batch, so that whatever looks at its end finds the means."""
+        del outputs, batch, batch_idx
+        if trainer.is_last_batch:
+            self._log(pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log an epoch that ends before its last batch."""
+        del trainer
+        self._log(pl_module)
+
+    def _log(self, pl_module: LightningModule) -> None:
+        if self._sums is None:
+            return
+        for name, mean in zip(self._names, (self._sums / self._images).unbind(), strict=True):
+            pl_module.log(
+                f"train_{name}",
+                mean,
+                on_step=False,
+                on_epoch=True,
+                prog_bar=name == "loss",
+                batch_size=self._images,
+                sync_dist=True,
+            )
+        self._sums = None
 
 
 class FiniteLoss(Callback):

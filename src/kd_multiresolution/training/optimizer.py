@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-# Of the odd quintic polynomials that take every singular value between about 0.002 and 1 to about 1, one after another;
-# found by You Jiacheng for Muon's Newton-Schulz iteration, and the default of timm's.
-POLYNOMIALS = (
-    (4.0848, -6.8946, 2.9270),
-    (3.9505, -6.3029, 2.6377),
-    (3.7418, -5.5913, 2.3037),
-    (2.8769, -3.1427, 1.2046),
-    (2.8366, -3.0525, 1.2012),
-)
-NOTHING = 1e-20  # a gradient whose numbers are all smaller; its quotients would not be numbers
+from kd_multiresolution.training.orthogonalization import orthogonalized
+
+FUSED = ("cpu", "cuda", "xpu")  # devices with one kernel for all that Adam does to all weights
 ROOT_MEAN_SQUARE = 0.2  # of a step, in units of the rate: what Adam's steps have (arXiv 2502.16982)
 
 
@@ -29,16 +22,19 @@ def adam(parameters: Iterable[Tensor], learning_rate: float) -> torch.optim.Adam
         learning_rate: its rate.
     """
     weights = list(parameters)
+    device, dtype = weights[0].device.type, weights[0].dtype
+    # In half precision the fused kernels take other steps.
+    fused = device in FUSED and dtype in {torch.float32, torch.float64}
     # Adam's own 1e-8 is zero in float16, where a weight with a small gradient would then be divided by zero.
-    return torch.optim.Adam(weights, lr=learning_rate, eps=max(1e-8, torch.finfo(weights[0].dtype).tiny))
+    return torch.optim.Adam(weights, lr=learning_rate, eps=max(1e-8, torch.finfo(dtype).tiny), fused=fused)
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised: all directions of a weight matrix move at the same pace (Jordan et al., 2024).
 
     The matrix of a convolution has a row per output channel; a bias is a matrix of one column. torch's and timm's Muon
-    iterate in bfloat16, which takes longer than the rest of a step on processors without it; this one iterates on the
-    small Gram matrix, in float32.
+    take one weight after another, and leave biases to another optimiser; torch's iterates in bfloat16, which takes
+    longer than the rest of a step on processors without it. This one takes all weights together.
 
     Args:
         parameters: the weights.
@@ -63,21 +59,32 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
             for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state["momentum"] = torch.zeros_like(weight, dtype=_wide(weight))
-                summed = state["momentum"].mul_(group["momentum"]).add_(weight.grad)
-                direction = orthogonalized(_matrix(summed))
-                length = group["lr"] * ROOT_MEAN_SQUARE * max(direction.shape) ** 0.5
-                matrix = _matrix(weight)
-                kept = (1 - group["lr"] * group["weight_decay"]) * matrix.to(direction.dtype)
-                moved = kept.sub_(direction, alpha=length)  # in the wider type: rounded once
-                moved = torch.where(weight.grad.abs().amax() == 0, matrix, moved)
-                weight.copy_(moved.view_as(weight.movedim(1, -1)).movedim(-1, 1) if weight.ndim > 1 else moved[:, 0])
+                if weight.grad is not None:
+                    alike.setdefault((weight.device, weight.dtype), []).append(weight)
+            for weights in alike.values():
+                self._move(weights, group["lr"], group["momentum"], group["weight_decay"])
         return loss
+
+    def _move(self, weights: list[Tensor], rate: float, momentum: float, decay: float) -> None:
+        """Move weights of one type and device, in a number of operators that hardly depends on theirs."""
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["momentum"] = torch.zeros_like(weight, dtype=_wide(weight))
+        gradients = [cast("Tensor", weight.grad) for weight in weights]
+        summed = [self.state[weight]["momentum"] for weight in weights]
+        torch._foreach_mul_(summed, momentum)
+        torch._foreach_add_(summed, gradients)
+        matrices = [_matrix(tensor) for tensor in summed]
+        moving = (torch.stack(torch._foreach_norm(gradients, torch.inf)) != 0).to(_wide(weights[0]))
+        lengths = [-rate * ROOT_MEAN_SQUARE * max(matrix.shape) ** 0.5 for matrix in matrices]
+        steps = orthogonalized(matrices, torch.stack(torch._foreach_mul([*moving.unbind()], lengths)))
+        moved = [weight.to(moving.dtype) for weight in weights]  # half precision is rounded once, at the end
+        torch._foreach_mul_(moved, [*torch.rsub(moving, 1, alpha=rate * decay).unbind()])
+        torch._foreach_add_(moved, [_of_form(step, weight) for step, weight in zip(steps, weights, strict=True)])
+        if moving.dtype != weights[0].dtype:
+            torch._foreach_copy_(weights, moved)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a saved state; torch alone would round the momentum to the type of the weights."""
@@ -90,40 +97,14 @@ class Muon(torch.optim.Optimizer):
                 self.state[weight]["momentum"] = saved["momentum"].to(weight.device, _wide(weight), copy=True)
 
 
-def orthogonalized(matrix: Tensor) -> Tensor:
-    """Return the matrix with its singular values near one (0.97 to 1.04), but for those of less than 0.3 % of its norm.
-
-    Args:
-        matrix: (M, N), of any scale; what is 1e-20 at most throughout becomes zero.
-    """
-    wide = matrix.shape[0] <= matrix.shape[1]
-    x = matrix if wide else matrix.mT
-    largest = x.abs().amax()
-    # Neither squares nor their sum can then leave the range. What is not a number stays so, and ends the training.
-    x = x * torch.where(largest <= NOTHING, 0.0, 1 / largest)
-    # Every step multiplies by a polynomial of x xᵀ, and those commute: x itself is needed at the start and at the end.
-    gram = x @ x.mT
-    square = gram.trace().clamp_min(torch.finfo(x.dtype).tiny)  # of the norm
-    gram = gram / square
-    first, *others = POLYNOMIALS
-    product = step = _polynomial(gram, *first)
-    for coefficients in others:
-        gram = step @ gram @ step
-        step = _polynomial(gram, *coefficients)
-        product = step @ product
-    x = torch.mm(product * square.rsqrt(), x)
-    return x if wide else x.mT
-
-
 def _matrix(weights: Tensor) -> Tensor:
     """Return a row per output channel, in the order in which a convolution's weights lie in memory (channels last)."""
     return weights.movedim(1, -1).flatten(1) if weights.ndim > 1 else weights[:, None]
 
 
-def _polynomial(gram: Tensor, a: float, b: float, c: float) -> Tensor:
-    polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-    polynomial.diagonal().add_(a)
-    return polynomial
+def _of_form(matrix: Tensor, weights: Tensor) -> Tensor:
+    """Return what :func:`_matrix` made of a tensor in the form of the weights."""
+    return matrix.view_as(weights.movedim(1, -1)).movedim(-1, 1) if weights.ndim > 1 else matrix[:, 0]
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
