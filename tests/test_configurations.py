@@ -26,10 +26,10 @@ def test_every_config_has_a_preset_or_is_not_the_papers() -> None:
 
 @pytest.mark.parametrize("path", TRAINING_CONFIGS, ids=lambda path: path.stem)
 def test_every_config_makes_a_model_and_a_data_module(path: Path) -> None:
-    # The light source stands in for VGG-16, whose weights would be downloaded.
+    # A small source stands in for those whose weights would be downloaded.
     cli = AnomalibCLI(args=["fit", "--config", str(path), "--model.source", "small_vgg"], run=False)
     preset = PRESETS.get(path.stem)
-    assert type(cli.model) is (KdMultiresolutionDual if path.stem == "dual" else KdMultiresolution)
+    assert type(cli.model) is (KdMultiresolutionDual if path.stem in {"demo", "dual"} else KdMultiresolution)
     assert cli.datamodule.name == (OTHERS[path.stem] if preset is None else preset.data)
     if preset is not None:
         assert tuple(cli.model.input_size) == preset.image_size
