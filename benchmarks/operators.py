@@ -10,7 +10,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # They compute nothing, and so do views.
-FREE = ("aten::detach", "aten::_unsafe_view", "aten::empty", "aten::promote_types")
+FREE = ("aten::detach", "aten::_unsafe_view", "aten::empty")
 WAITING = "aten::_local_scalar_dense"
 """Reads a number of a tensor: the host waits until the device has computed it."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from kd_multiresolution import AnomalyMapGenerator, KdMultiresolutionModel, discrepancy
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from kd_multiresolution.paper.discrepancy import local_discrepancy
-from kd_multiresolution.plugin.finite import NonFiniteError
+from kd_multiresolution.plugin.finite import NonFiniteError, checked_predictions
 from kd_multiresolution.plugin.post_processor import UnclampedPostProcessor
 
 STRIDE = 16
@@ -97,7 +97,7 @@ def test_no_score_comes_of_what_is_no_number(kind: str, images: Tensor, value: f
     with pytest.raises(
         NonFiniteError, match=rf"map\. image {sick} of the batch: its pixels are not finite[^;]*; [^;]*$"
     ):
-        model(kind)(images)
+        checked_predictions(model(kind)(images), images)
 
 
 FEATURES = st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 4), st.integers(1, 4))

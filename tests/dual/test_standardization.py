@@ -16,7 +16,7 @@ def test_folded_standardisation_equals_the_plain_one() -> None:
     before.set(features.mean((0, 2, 3)), features.square().mean((0, 2, 3)))
     after.set(torch.arange(4.0), torch.arange(4.0).square() + torch.tensor([1.0, 4.0, 9.0, 16.0]))
     torch.testing.assert_close(after.deviation, torch.tensor([1.0, 2.0, 3.0, 4.0]))
-    convolution = LevelConv(5, 4, 1)
+    convolution = LevelConv(5, 4)
 
     def column(numbers: torch.Tensor) -> torch.Tensor:
         return numbers[:, None, None]

@@ -11,7 +11,6 @@ from torchvision import tv_tensors
 from kd_multiresolution import KdMultiresolutionModel, discrepancy
 from kd_multiresolution.paper.anomaly_map import discrepancy_map
 from kd_multiresolution.paper.attribution import input_gradient
-from kd_multiresolution.plugin.finite import NonFiniteError
 
 
 def model(**arguments: object) -> KdMultiresolutionModel:
@@ -105,7 +104,7 @@ def test_scores_alone_and_discrepancy_map_cost_no_gradient(images: Tensor) -> No
     tracked = images.clone().requires_grad_()  # what keeps a graph shows in the outputs
     scores, discrepancies = (model(anomaly_map=name)(tracked) for name in (None, "discrepancy"))
     for predictions in (scores, discrepancies):
-        assert torch.equal(predictions.pred_score, reference.pred_score)
+        torch.testing.assert_close(predictions.pred_score, reference.pred_score, rtol=1e-5, atol=0)
         assert not predictions.pred_score.requires_grad
     assert scores.anomaly_map is None
     assert not discrepancies.anomaly_map.requires_grad
@@ -116,17 +115,6 @@ def test_discrepancy_map_follows_the_definition(images: Tensor) -> None:
     source, cloner = network.features(images)
     maps = discrepancy_map(source[1:3], cloner[1:3], (64, 96), value_weight=0.3, terms="value")
     torch.testing.assert_close(network(images).anomaly_map, network.anomaly_map_generator(maps))
-
-
-@pytest.mark.parametrize("arguments", [{"anomaly_map": "discrepancy"}, {"attribution_path": "cloner"}])
-def test_torch_compile_changes_nothing(images: Tensor, arguments: dict[str, object]) -> None:
-    network = model(**arguments)
-    compiled = torch.compile(network, backend="eager")  # traces as every backend does, and generates no code
-    with torch.inference_mode():
-        for output, expected in zip(compiled(images), network(images), strict=True):
-            torch.testing.assert_close(output, expected)
-        with pytest.raises(NonFiniteError, match="image 1 of the batch"):
-            compiled(torch.where(torch.arange(len(images))[:, None, None, None] == 1, torch.nan, images))
 
 
 def test_grey_images_are_repeated(default: KdMultiresolutionModel) -> None:

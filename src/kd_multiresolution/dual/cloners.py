@@ -30,7 +30,7 @@ class LocalCloner(nn.Module):
     def __init__(self, levels: Sequence[Level], width: int = 32) -> None:
         super().__init__()
         first, *others = levels
-        self.entry = LevelConv(first.channels, width, 1)
+        self.entry = LevelConv(first.channels, width)
         self.reductions, self.refinements, self.heads = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         stride = first.stride
         for level in others:
@@ -38,7 +38,7 @@ class LocalCloner(nn.Module):
             width, stride = 2 * width, level.stride
             self.refinements.append(nn.Conv2d(width, width, 3, padding=1))
             # Both convolutions' channels: one sees a smaller neighbourhood, the other a larger one.
-            self.heads.append(LevelConv(2 * width, level.channels, 1))
+            self.heads.append(LevelConv(2 * width, level.channels))
 
     def forward(self, features: Sequence[Tensor], units: Sequence[Standardization]) -> list[Tensor]:
         """Return the prediction of all critical points but the first, in the source's units.
@@ -69,7 +69,7 @@ class GlobalCloner(nn.Module):
 
     def __init__(self, levels: Sequence[Level], code: int = 64, width: int = 128) -> None:
         super().__init__()
-        self.entry = LevelConv(levels[-1].channels, width // 2, 1)
+        self.entry = LevelConv(levels[-1].channels, width // 2)
         self.encoder = nn.Sequential(
             nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
             nn.ReLU(inplace=True),
@@ -87,7 +87,7 @@ class GlobalCloner(nn.Module):
         self.refinements = nn.ModuleList(nn.Conv2d(width // 2, width // 2, 3, padding=1) for _ in range(finer))
         widths = [width // 2] * finer + [width]
         self.heads = nn.ModuleList(
-            LevelConv(channels, level.channels, 1) for channels, level in zip(widths, levels[1:], strict=True)
+            LevelConv(channels, level.channels) for channels, level in zip(widths, levels[1:], strict=True)
         )
 
     def forward(self, features: Sequence[Tensor], units: Sequence[Standardization]) -> list[Tensor]:
@@ -103,8 +103,9 @@ class GlobalCloner(nn.Module):
         x = self.encoder[2:](resized(x, tuple(max(side, 2) for side in x.shape[-2:])) if 1 in x.shape[-2:] else x)
         code = self.to_code(F.adaptive_avg_pool2d(x, GRID))
         x = self.from_code(code).relu_().flatten(1).unflatten(1, (-1, GRID, GRID))
-        sizes = ((GRID, GRID), (height // 2, width // 2), (height, width))
-        for convolution, size in zip(self.decoder, sizes, strict=True):
+        first, *others = self.decoder
+        x = first(x).relu_()
+        for convolution, size in zip(others, ((height // 2, width // 2), (height, width)), strict=True):
             x = convolution(resized(x, size)).relu_()
         *finer_heads, last_head = _heads(self)
         predicted = [last_head.to_level(x, units[-1])]

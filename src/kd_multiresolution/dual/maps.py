@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from kd_multiresolution.dual.standardization import SMALLEST_DEVIATION
-from kd_multiresolution.paper.discrepancy import local_direction
+from kd_multiresolution.paper.discrepancy import local_direction, wide
 
 FAMILIES = ("value", "direction", "disagreement")
 COARSER_SCALES = 2  # at which all critical points but the last are read as well
@@ -46,8 +46,13 @@ class ChannelError(nn.Module):
 
         Averaged over neighbouring positions beforehand, a normal image's difference comes out smaller.
         """
-        weights = 1 / (len(self.root_mean_square) * self.root_mean_square.to(difference.dtype).square())
-        return F.conv2d(difference.square(), weights[None, :, None, None])
+        return F.conv2d(difference.square(), self.weights.to(difference.dtype)[None, :, None, None])
+
+    @property
+    def weights(self) -> Tensor:
+        """Of each channel's square in the mean, (C,), float32 or wider."""
+        (root,) = wide([self.root_mean_square])
+        return 1 / (len(root) * root.square())
 
 
 def families_of(level: Sequence[Tensor], value: nn.Module, disagreement: nn.Module) -> Tensor:
@@ -71,11 +76,6 @@ def coarser_scales(level: Sequence[Tensor], coarsening: int) -> Iterable[list[Te
 def neighbourhood_mean(features: Tensor) -> Tensor:
     """Return the mean of each position and those around it, at the border of those that there are."""
     return F.avg_pool2d(features, NEIGHBOURS, 1, NEIGHBOURS // 2, count_include_pad=False)
-
-
-def wide(levels: Iterable[Tensor]) -> list[Tensor]:
-    """Return features in float32 at least: half precision loses small errors and the squares of large ones."""
-    return [level.to(torch.promote_types(level.dtype, torch.float32)) for level in levels]
 
 
 def top_mean(maps: Tensor) -> Tensor:

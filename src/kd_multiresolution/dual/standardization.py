@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from kd_multiresolution.source.derived import Derived
+
 SMALLEST_DEVIATION = 0.01  # of a channel, as a fraction of its level's mean; a dead channel must not be blown up
 
 Reduce = Callable[[Tensor], Tensor]
@@ -51,15 +53,31 @@ class LevelConv(nn.Conv2d):
     The standardisation is folded into the weights: no pass over the features is spent on it.
     """
 
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+        self._folded: Derived[tuple[Tensor, Tensor]] = Derived()
+
     def from_level(self, features: Tensor, level: Standardization) -> Tensor:
         """Return the convolution of (features - mean) / deviation."""
-        weight = self.weight / level.deviation[None, :, None, None]
-        return F.conv2d(features, weight, self._offset - weight.flatten(1) @ level.mean)
+        return F.conv2d(features, *self._weights(level, self._from_level))
 
     def to_level(self, trunk: Tensor, level: Standardization) -> Tensor:
         """Return mean + deviation * convolution."""
-        weight = self.weight * level.deviation[:, None, None, None]
-        return F.conv2d(trunk, weight, self._offset * level.deviation + level.mean)
+        return F.conv2d(trunk, *self._weights(level, self._to_level))
+
+    def _weights(
+        self, level: Standardization, fold: Callable[[Standardization], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled():
+            return fold(level)
+        return self._folded.get([self.weight, self._offset, level.mean, level.deviation], lambda: fold(level))
+
+    def _from_level(self, level: Standardization) -> tuple[Tensor, Tensor]:
+        weight = self.weight / level.deviation[None, :, None, None]
+        return weight, self._offset - weight.flatten(1) @ level.mean
+
+    def _to_level(self, level: Standardization) -> tuple[Tensor, Tensor]:
+        return self.weight * level.deviation[:, None, None, None], self._offset * level.deviation + level.mean
 
     @property
     def _offset(self) -> Tensor:

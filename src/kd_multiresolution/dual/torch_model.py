@@ -16,6 +16,7 @@ from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
 from kd_multiresolution.dual.cloners import GlobalCloner, LocalCloner, resized
+from kd_multiresolution.dual.evaluation import MapWeights, map_weights, weighted_maps
 from kd_multiresolution.dual.maps import (
     COARSER_SCALES,
     FAMILIES,
@@ -24,13 +25,13 @@ from kd_multiresolution.dual.maps import (
     families_of,
     neighbourhood_mean,
     top_mean,
-    wide,
 )
 from kd_multiresolution.dual.standardization import Standardization
 from kd_multiresolution.paper.anomaly_map import AnomalyMapGenerator, check_sigma
-from kd_multiresolution.paper.discrepancy import local_direction
+from kd_multiresolution.paper.discrepancy import local_direction, wide
 from kd_multiresolution.plugin.arguments import check_types
-from kd_multiresolution.plugin.finite import checked_predictions
+from kd_multiresolution.source.derived import Derived
+from kd_multiresolution.source.folding import Folding
 from kd_multiresolution.source.images import check_image_size, checked_images
 from kd_multiresolution.source.network import Source
 from kd_multiresolution.source.stages import levels_of_strides
@@ -108,6 +109,8 @@ class KdMultiresolutionDualModel(nn.Module):
         self.register_buffer("judged_as_whole", torch.tensor(False))
         # The map is blurred where it is computed, in positions of the first level: a sixteenth of the pixels.
         self.anomaly_map_generator = AnomalyMapGenerator(sigma, opening=False, stride=levels[0].stride)
+        self._folded_source = Folding()
+        self._map_weights: Derived[MapWeights] = Derived()
         self.to(memory_format=torch.channels_last)
 
     @property
@@ -203,18 +206,35 @@ class KdMultiresolutionDualModel(nn.Module):
 
         Raises:
             ValueError: if the images have another shape.
-            NonFiniteError: in evaluation mode, if a score or map is not finite.
         """
         images = self.checked_images(images)
-        with torch.no_grad():
-            features = self.source(images)
         if self.training:
+            with torch.no_grad():
+                features = self.source(images)
             return features[1:], *self.predictions(features)
         with torch.no_grad():
-            height, width = images.shape[-2:]
-            local, overall = self.predictions(features)
-            families, whole = self.families(features, local, overall), self.as_a_whole(features, local)
-            return checked_predictions(self.read(families, whole, (height, width)), images)
+            features = self._folded_source.of(self.source)(images)
+            return self._evaluated(features, *self.predictions(features), images.shape[-2:])
+
+    def _evaluated(
+        self,
+        features: Sequence[Tensor],
+        local: Sequence[Tensor],
+        overall: Sequence[Tensor],
+        image_size: tuple[int, ...],
+    ) -> InferenceBatch:
+        """Return what :meth:`read` does of :meth:`families` and :meth:`as_a_whole`, in fewer operators."""
+        value, disagreement = (cast("list[ChannelError]", [*part]) for part in (self.value, self.disagreement))
+        errors = [error.root_mean_square for error in (*value, *disagreement)]
+        with torch.autocast(features[0].device.type, enabled=False):
+            weights = self._map_weights.get(
+                [self.family_weight, *errors], lambda: map_weights(self.family_weight, value, disagreement)
+            )
+            sums, whole = weighted_maps(features[1:], local, overall, weights, self.coarsenings)
+            maps = torch.stack([resized(level, features[0].shape[-2:]) for level in sums]).sum(0)
+            whole_map, of_defects = torch.split(self.anomaly_map_generator.blurred(maps), 1, 1)
+            scores = torch.where(self.judged_as_whole, whole, top_mean(of_defects)[:, 0])
+            return InferenceBatch(pred_score=scores, anomaly_map=resized(whole_map, image_size))
 
     def check_image_size(self, image_size: Sequence[int]) -> None:
         """Check that every level of the source covers the image exactly, and cloner and blur fit into it.

@@ -6,7 +6,7 @@ And an attribution that needs no gradient: the discrepancy itself, position by p
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 
 import torch
@@ -15,6 +15,7 @@ from kornia.filters import get_gaussian_kernel1d
 from torch import Tensor, nn
 
 from kd_multiresolution.paper.discrepancy import local_discrepancy
+from kd_multiresolution.source.derived import Derived
 
 TRUNCATE = 4.0  # standard deviations, as scipy.ndimage.gaussian_filter
 PERCENTILE = 0.99
@@ -51,6 +52,7 @@ class AnomalyMapGenerator(nn.Module):
         width = 2 * radius + 1
         kernel = get_gaussian_kernel1d(width, sigma / stride, dtype=torch.float64) if radius else torch.ones(1, 1)
         self.register_buffer("kernel", kernel.float(), persistent=False)
+        self._blurring: dict[int, Derived[Tensor]] = {}  # by the side of the map
 
     def forward(self, attribution: Tensor) -> Tensor:
         """Return the anomaly maps.
@@ -66,7 +68,8 @@ class AnomalyMapGenerator(nn.Module):
         """
         # Half precision, of the attribution or of autocast, loses the map's small differences.
         with torch.autocast(attribution.device.type, enabled=False):
-            return self._maps(attribution.to(self.kernel.dtype).abs().sum(1, keepdim=True))
+            maps = attribution.to(self.kernel.dtype).abs()
+            return self._maps(maps.sum(1, keepdim=True) if maps.shape[1] > 1 else maps)
 
     def check_image_size(self, image_size: Sequence[int]) -> None:
         """Check that images are large enough for the blur.
@@ -83,16 +86,23 @@ class AnomalyMapGenerator(nn.Module):
             raise ValueError(msg)
 
     def _maps(self, maps: Tensor) -> Tensor:
-        if self.percentile_scale:
-            maps = scale_to_percentile(maps)
+        maps = self.blurred(scale_to_percentile(maps) if self.percentile_scale else maps)
+        return opened(maps) if self.opening else maps
+
+    def blurred(self, maps: Tensor) -> Tensor:
+        """Return maps, (N, K, H, W), each blurred on its own."""
         radius = self.kernel.shape[-1] // 2
         if radius:
             self.check_image_size([self.stride * side for side in maps.shape[-2:]])
-            height, width = (_blur_matrix(side, self.kernel[0, radius:]) for side in maps.shape[-2:])
+            height, width = (self._blur_matrix(side, radius) for side in maps.shape[-2:])
             maps = height @ maps @ width
-        if self.opening:
-            maps = opened(maps)
         return maps
+
+    def _blur_matrix(self, side: int, radius: int) -> Tensor:
+        if torch.compiler.is_compiling():
+            return _blur_matrix(side, self.kernel[0, radius:])
+        kept = self._blurring.setdefault(side, Derived())
+        return kept.get([self.kernel], lambda: _blur_matrix(side, self.kernel[0, radius:]))
 
 
 def check_sigma(sigma: float) -> None:
@@ -138,15 +148,14 @@ def opened(maps: Tensor) -> Tensor:
     Returns:
         (N, 1, H, W).
     """
-    eroded = -_cross_maximum(-maps)
-    return _cross_maximum(eroded)
+    return _of_cross(torch.maximum, _of_cross(torch.minimum, maps, math.inf), -math.inf)
 
 
-def _cross_maximum(maps: Tensor) -> Tensor:
-    padded = F.pad(maps, (1, 1, 1, 1), value=-math.inf)
+def _of_cross(function: Callable[[Tensor, Tensor], Tensor], maps: Tensor, outside: float) -> Tensor:
+    padded = F.pad(maps, (1, 1, 1, 1), value=outside)
     above, below = padded[..., :-2, 1:-1], padded[..., 2:, 1:-1]
     left, right = padded[..., 1:-1, :-2], padded[..., 1:-1, 2:]
-    return reduce(torch.maximum, (above, below, left, right), maps)
+    return reduce(function, (above, below, left, right), maps)
 
 
 def discrepancy_map(

@@ -5,7 +5,7 @@ Its mean over a batch is the training loss, itself the anomaly score, its gradie
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -81,10 +81,12 @@ def checked_features(
             "expected two equally long, non-empty sequences of tensors of the same shapes, (N, C_i, H_i, W_i)."
         )
         raise ValueError(msg)
-    source, cloner = (
-        [f.to(torch.promote_types(f.dtype, torch.float32)) for f in fs] for fs in (source_features, cloner_features)
-    )
-    return source, cloner
+    return wide(source_features), wide(cloner_features)
+
+
+def wide(levels: Iterable[Tensor]) -> list[Tensor]:
+    """Return features in float32 at least: half precision loses small errors and the squares of large ones."""
+    return [level if level.dtype in {torch.float32, torch.float64} else level.float() for level in levels]
 
 
 def weighted_sum(terms: Mapping[str, Tensor], value_weight: float | Tensor) -> Tensor:

@@ -17,9 +17,10 @@ from kd_multiresolution.paper.attribution import CHUNK_SIZE, check_smooth_grad, 
 from kd_multiresolution.paper.backward import RecordedNetwork, explicit_gradient, recorded_source
 from kd_multiresolution.paper.cloner import Cloner
 from kd_multiresolution.paper.discrepancy import discrepancy, normalize_terms
+from kd_multiresolution.paper.evaluation import fast_scores, fast_scores_and_maps
 from kd_multiresolution.paper.value_weight import checked_value_weight
 from kd_multiresolution.plugin.arguments import check_choice, check_types
-from kd_multiresolution.plugin.finite import checked_predictions
+from kd_multiresolution.source.folding import Folding
 from kd_multiresolution.source.images import check_image_size, checked_images
 from kd_multiresolution.source.network import Source
 from kd_multiresolution.source.stages import score_points_of
@@ -109,9 +110,22 @@ class KdMultiresolutionModel(nn.Module):
         self.score_points = score_points_of(self.source.critical_points, score_points)
         self.cloner = Cloner(self.source.levels, size=cloner, bias=cloner_bias, batch_norm=cloner_batch_norm, seed=seed)
         self.anomaly_map_generator = AnomalyMapGenerator(sigma, percentile_scale=percentile_scale)
+        self._is_recorded: bool | None = None
+        self._folded_source, self._folded_cloner = Folding(), Folding()
         self.to(memory_format=torch.channels_last)
         if explicit_backward:
             self.check_explicit_backward()
+
+    def train(self, mode: bool = True) -> KdMultiresolutionModel:
+        """Set the mode; in evaluation mode ``torch.compile`` finds the operators of a gradient, if they have rules."""
+        super().train(mode)
+        if not mode and self.takes_gradient and self._is_recorded is None:
+            try:
+                self.check_explicit_backward()
+                self._is_recorded = self.recorded_cloner is not None
+            except ValueError:  # where the gradient begins, a compiled graph is broken
+                self._is_recorded = False
+        return self
 
     def features(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the activations of source and cloner at the critical points, two lists of (N, C_i, H_i, W_i).
@@ -135,7 +149,6 @@ class KdMultiresolutionModel(nn.Module):
 
         Raises:
             ValueError: if the images have another shape.
-            NonFiniteError: in evaluation mode, if a score or map is not finite.
             RuntimeError: in evaluation mode, if ``value_weight`` is ``auto`` and was never set by training.
         """
         if self.training:
@@ -143,11 +156,11 @@ class KdMultiresolutionModel(nn.Module):
         images = self.checked_images(images)
         if not self.takes_gradient:
             with torch.no_grad():
-                return checked_predictions(self._predict_forward(images), images)
+                return self._predict_forward(images)
         scores, attribution = self._attribution(images)
         with torch.no_grad():
             maps = self.anomaly_map_generator(attribution)
-            return checked_predictions(InferenceBatch(pred_score=scores, anomaly_map=maps), images)
+            return InferenceBatch(pred_score=scores, anomaly_map=maps)
 
     @property
     def takes_gradient(self) -> bool:
@@ -161,22 +174,23 @@ class KdMultiresolutionModel(nn.Module):
         Args:
             images: as :meth:`checked_images` returns them.
             source_features: the source's at the critical points.
-
-        Raises:
-            NonFiniteError: if a score is not finite.
         """
-        scores = self._discrepancy(source_features, self.cloner(images))
-        return checked_predictions(InferenceBatch(pred_score=scores), images)
+        return InferenceBatch(
+            pred_score=self._discrepancy(source_features, self._folded_cloner.of(self.cloner)(images))
+        )
 
     def _predict_forward(self, images: Tensor) -> InferenceBatch:
         """Return the scores, and the discrepancy map if one is wanted, from one pass through both networks."""
         features = self._features(images)
-        scores = self._discrepancy(*features)
         if self.anomaly_map is None:
-            return InferenceBatch(pred_score=scores)
-        weight, (height, width) = self.known_value_weight, images.shape[-2:]
+            return InferenceBatch(pred_score=self._discrepancy(*features))
         source, cloner = ([*compress(part, self._is_scored)] for part in features)
-        maps = discrepancy_map(source, cloner, (height, width), value_weight=weight, terms=self.terms)
+        weight, (height, width) = self.known_value_weight, images.shape[-2:]
+        if torch.compiler.is_compiling():
+            scores = self._discrepancy(*features)
+            maps = discrepancy_map(source, cloner, (height, width), value_weight=weight, terms=self.terms)
+        else:
+            scores, maps = fast_scores_and_maps(source, cloner, (height, width), value_weight=weight, terms=self.terms)
         return InferenceBatch(pred_score=scores, anomaly_map=self.anomaly_map_generator(maps))
 
     def _attribution(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,7 +212,7 @@ class KdMultiresolutionModel(nn.Module):
 
     def _gradient(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scores and their gradient at the input."""
-        if torch.compiler.is_exporting():
+        if torch.compiler.is_exporting() or (torch.compiler.is_compiling() and self._is_recorded):
             with torch.no_grad():
                 return self._explicit_gradient(images)
         if self.explicit_backward:
@@ -254,9 +268,12 @@ class KdMultiresolutionModel(nn.Module):
 
     def _features(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the activations of source and cloner at the critical points, with gradients where they are taken."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.attribution_path == "both"):
+        if not torch.is_grad_enabled():
+            return self._folded_source.of(self.source)(images), self._folded_cloner.of(self.cloner)(images)
+        # Not folded: the last digit can decide which of two equal activations of a max pool gets the gradient.
+        with torch.set_grad_enabled(self.attribution_path == "both"):
             source_features = self.source(images)
-        if self.anomaly_map == "guided_backprop" and torch.is_grad_enabled():
+        if self.anomaly_map == "guided_backprop":
             return source_features, self.recorded_cloner.forward(images, rectify=guided_relu)[0]
         return source_features, self.cloner(images)
 
@@ -271,7 +288,9 @@ class KdMultiresolutionModel(nn.Module):
     def _discrepancy(self, source_features: Sequence[Tensor], cloner_features: Sequence[Tensor]) -> Tensor:
         """Return the discrepancy at the score points, (N,)."""
         scored = [[*compress(part, self._is_scored)] for part in (source_features, cloner_features)]
-        return discrepancy(*scored, value_weight=self.known_value_weight, terms=self.terms)
+        in_few_operators = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        function = fast_scores if in_few_operators else discrepancy
+        return function(*scored, value_weight=self.known_value_weight, terms=self.terms)
 
     @property
     def known_value_weight(self) -> float:

@@ -30,6 +30,9 @@ class NonFiniteError(ValueError):
 def checked_predictions(predictions: InferenceBatch, images: Tensor) -> InferenceBatch:
     """Return predictions that are all finite; an exported model cannot raise, and goes without.
 
+    It reads values, for which the host waits until they are computed: it stands where predictions are used, not within
+    a network, whose graph it would break.
+
     Args:
         predictions: scores (N,), and maps (N, 1, H, W) or ``None``.
         images: what they were told from, (N, C, H, W).
@@ -37,12 +40,14 @@ def checked_predictions(predictions: InferenceBatch, images: Tensor) -> Inferenc
     Raises:
         NonFiniteError: if one is not finite.
     """
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_compiling():
         return predictions
     finite = cast("Tensor", predictions.pred_score).isfinite()
     if predictions.anomaly_map is not None:
         finite = finite & predictions.anomaly_map.isfinite().flatten(1).all(1)
-    _raise_unless(finite, images)
+    if not bool(finite.all()):
+        sick = (~finite).nonzero().flatten().tolist()
+        raise NonFiniteError({i: SICK_MODEL if bool(images[i].isfinite().all()) else SICK_IMAGE for i in sick})
     return predictions
 
 
@@ -57,11 +62,3 @@ def check_finite(images: Tensor, names: Sequence[str]) -> None:
         if not is_finite:
             msg = f"{name}: {SICK_IMAGE}."
             raise ValueError(msg)
-
-
-# It depends on values, which would break a compiled graph with a page of warnings.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _raise_unless(finite: Tensor, images: Tensor) -> None:
-    if not bool(finite.all()):
-        sick = (~finite).nonzero().flatten().tolist()
-        raise NonFiniteError({i: SICK_MODEL if bool(images[i].isfinite().all()) else SICK_IMAGE for i in sick})

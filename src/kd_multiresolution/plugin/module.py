@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from kd_multiresolution.plugin.checkpoint import KEY, CheckpointEntry
-from kd_multiresolution.plugin.finite import NonFiniteError
+from kd_multiresolution.plugin.finite import NonFiniteError, checked_predictions
 from kd_multiresolution.plugin.image_files import ImageFileCheck
 from kd_multiresolution.plugin.post_processor import RankEvaluator, UnclampedPostProcessor
 from kd_multiresolution.plugin.quantization import quantize_source
@@ -64,6 +64,15 @@ class PluginModule(Base):
         """Say which source it is."""
         logger.info("%s.", self.model.source)
 
+    def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:
+        """Return what an exported model does: of images of any size, normalised scores and maps, labels and masks.
+
+        Raises:
+            NonFiniteError: if a score or map is not finite.
+        """
+        predictions: InferenceBatch = super().forward(batch, *args, **kwargs)
+        return checked_predictions(predictions, batch)
+
     def predicted(self, batch: Any, model: Callable[[Tensor], InferenceBatch] | None = None) -> STEP_OUTPUT:
         """Return a batch with its raw scores and maps.
 
@@ -75,7 +84,7 @@ class PluginModule(Base):
             NonFiniteError: if a score or map is not finite; the images are named.
         """
         try:
-            predictions = (model or self.model)(batch.image)
+            predictions = checked_predictions((model or self.model)(batch.image), batch.image)
         except NonFiniteError as error:
             raise NonFiniteError(error.reasons, getattr(batch, "image_path", None)) from error
         updated: STEP_OUTPUT = batch.update(**predictions._asdict())
