@@ -6,10 +6,16 @@ import copy
 from typing import Any, TypeGuard, cast
 
 import torch
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kd_multiresolution.source.derived import Derived
+
+# By their exact types: another subclass may compute something else with its weights.
+CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
+NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 
 
 class Folding:
@@ -40,14 +46,22 @@ class Folding:
         return self._derived.get(tensors, lambda: folded(network)) if tensors else network
 
 
+def _is_norm(layer: object) -> TypeGuard[nn.BatchNorm2d]:
+    return type(layer) in NORMS
+
+
+def _is_convolution(layer: object) -> TypeGuard[nn.Conv2d]:
+    return type(layer) in CONVOLUTIONS
+
+
 def _is_present(tensor: Tensor | None) -> TypeGuard[Tensor]:
     return tensor is not None
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        """Take layers of timm that are derived from torch's as such."""
-        return isinstance(module, (nn.Conv2d, nn.BatchNorm2d)) or super().is_leaf_module(module, qualified_name)
+        """Take timm's convolutions and norms for single layers, as torch's are."""
+        return type(module) in (*CONVOLUTIONS, *NORMS) or super().is_leaf_module(module, qualified_name)
 
 
 def folded(network: nn.Module) -> nn.Module:
@@ -64,19 +78,18 @@ def folded(network: nn.Module) -> nn.Module:
     replaced: dict[str, nn.Module] = {}
     for node in [*graph.nodes]:
         norm = layers.get(node.target) if node.op == "call_module" else None
-        if not isinstance(norm, nn.BatchNorm2d) or norm.training or norm.running_mean is None:
+        if not _is_norm(norm) or norm.training or norm.running_mean is None:
             continue
         before = node.args[0]
         convolution = layers.get(before.target) if before.op == "call_module" else None
-        if not isinstance(convolution, nn.Conv2d) or len(before.users) > 1 or _calls(graph, before.target) > 1:
+        if not _is_convolution(convolution) or len(before.users) > 1 or _calls(graph, before.target) > 1:
             continue
         replaced[before.target] = _fused(convolution, norm)
-        if type(norm) is nn.BatchNorm2d:
+        if isinstance(norm, BatchNormAct2d):
+            replaced[node.target] = nn.Sequential(norm.drop, norm.act)
+        else:
             node.replace_all_uses_with(before)
             graph.erase_node(node)
-        else:
-            behind = (norm.drop, norm.act)  # what timm's own norms have there
-            replaced[node.target] = nn.Sequential(*(cast("nn.Module", part) for part in behind))
     if not replaced:
         return network
     used = {node.target for node in graph.nodes if node.op == "call_module"}
