@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, TypeGuard, cast
+from typing import Any, TypeGuard
 
 import torch
 from timm.layers.conv2d_same import Conv2dSame
