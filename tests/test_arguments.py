@@ -24,7 +24,7 @@ WRONG_TYPE = r"={value}: expected .*, not {type}\."
 
 # By argument: values of another type, and values out of range with what the message must say.
 BOTH: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {
-    "source": ([None, 3], [("", "not a model of timm"), ("no_such", "small_vgg")]),
+    "source": ([None, 3], [("", "not a model of timm"), ("no_such", "efficientnet_lite0")]),
     "pretrained": (["yes", None, 1], []),
     "source_weights": ([3, True], [("nowhere.pth", "no such file")]),
     "critical_points": (
