@@ -8,7 +8,8 @@ it; figures are medians. Writes a JSON file and a Markdown table.
 
 ``training`` fits with the source's features kept, and with the source run in every epoch. Each fit has a process of its
 own, and its first epoch does not count. The floor of a step is the cloners' forward and backward pass alone.
-``inference`` runs the torch models, or what is exported from them, in several runtimes.
+``inference`` runs the torch models, or what is exported from them, in several runtimes. Beside times stand counts of
+operators, by which a GPU's time goes where the batch is small; they are the same on a CPU.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ from torchvision.utils import save_image
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual, KdMultiresolutionModel
 from kd_multiresolution.dual.loss import cloner_losses
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
+from kd_multiresolution.paper.discrepancy import discrepancy
 from kd_multiresolution.training.allocator import hold_freed_memory
+from kd_multiresolution.training.optimizer import Muon, adam
+from operators import operators
 from reporting import in_own_process, markdown, now, peak_mib, quiet, write_both
 from runtimes import DEVICES, EXPORTED, RUNTIMES, inference_table, measure
 
@@ -118,6 +122,27 @@ def floor(case: Mapping[str, Any], repetitions: int = 5) -> dict[str, float]:
     return {name: 1000 * statistics.median(seconds[1:]) / case["batch"] for name, seconds in times.items()}
 
 
+def step_operators(case: Mapping[str, Any]) -> int:
+    """Return how many operators a training step on known features takes: forward, backward and optimiser."""
+    kind = KdMultiresolutionDualModel if case["model"] == DUAL else KdMultiresolutionModel
+    model = kind(case["source"], pretrained=False, critical_points=case["critical_points"]).train()
+    images = model.checked_images(torch.rand(2, 3, case["size"], case["size"]))
+    features = model.source(images)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer: torch.optim.Optimizer = Muon(weights, 1e-3) if case["model"] == DUAL else adam(weights, 1e-3)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        if isinstance(model, KdMultiresolutionDualModel):
+            loss = torch.stack([*cloner_losses(model, features).values()]).sum()
+        else:
+            loss = discrepancy(features, model.cloner(images), value_weight=0.5).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return operators(step).total()
+
+
 def trained(case: dict[str, Any], turns: int) -> dict[str, Any]:
     """Return the case with its figures, in milliseconds per training image and MiB."""
     fits: dict[str, list[dict[str, Any]]] = {way: [] for way in case["ways"]}
@@ -133,6 +158,7 @@ def trained(case: dict[str, Any], turns: int) -> dict[str, Any]:
         "epoch_ms": {way: 1000 * statistics.median(times) / case["images"] for way, times in seconds.items()},
         "peak_mib": {way: max(run[memory] for run in runs) for way, runs in fits.items()},
         "floor_ms": in_own_process(floor, case),
+        "operators": step_operators(case),
     }
 
 
@@ -150,10 +176,11 @@ def training(options: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
             *(f"{row['floor_ms'][part]:.2f}" for part in ("source", "cloner")),
             f"{row['epoch_ms'][first] / row['floor_ms']['cloner']:.2f}",
             f"{row['peak_mib'][first]:.0f}",
+            row["operators"],
         ]
         for row in rows
     ]
-    return rows, markdown([*head, f"{first} / floor", f"{first}, peak MiB"], cells)
+    return rows, markdown([*head, f"{first} / floor", f"{first}, peak MiB", "operators per step"], cells)
 
 
 def inference(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -170,7 +197,11 @@ def inference(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         threads=options.threads, accelerator=options.accelerator,
     )  # fmt: skip
     names = ("source", "critical_points", "threads", "repetitions", "accelerator")
-    return {**{name: getattr(options, name) for name in names}, **found}, inference_table(found)
+    image = torch.rand(1, 3, options.size, options.size)
+    with torch.no_grad():
+        counts = {name: operators(model.to("cpu"), image).total() for name, model in models.items()}
+    table = inference_table(found) + "\n" + markdown(["torch's operators", *counts], [["per image", *counts.values()]])
+    return {**{name: getattr(options, name) for name in names}, **found, "operators": counts}, table
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""Two processes on the CPU against one with the doubled batch."""
+"""Two processes on the CPU against one with the doubled batch: of either model, and what is equal."""
 
 from __future__ import annotations
 
@@ -42,10 +42,15 @@ class Look(Callback):
 engine = Engine(default_root_dir=output, logger=False, enable_progress_bar=False, accelerator="cpu", devices=devices,
                 strategy="ddp" if devices > 1 else "auto", callbacks=[Look()])
 engine.fit(model, datamodule=data)
+loss = float(engine.trainer.callback_metrics["train_loss"])
 metrics = engine.test(model, datamodule=data)
 weights = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
 result = {"weights": weights, "value_weight": getattr(model.model, "value_weight", None), "metrics": metrics[0],
+<<<<<<< HEAD
           "on_the_way": on_the_way}
+=======
+          "loss": loss}
+>>>>>>> b744ee0fccddab419d458ead0c2434910873b51f
 torch.save(result, f"{output}/{engine.trainer.global_rank}.pt")
 """
 
@@ -80,6 +85,7 @@ def test_two_processes_give_what_one_gives_with_the_doubled_batch(tmp_path: Path
     one, two = train(tmp_path, "KdMultiresolution")
     for process in two:
         torch.testing.assert_close(process["weights"], one["weights"], rtol=1e-3, atol=1e-5)
+        assert process["loss"] == pytest.approx(one["loss"], rel=1e-4)
         assert process["value_weight"] == pytest.approx(one["value_weight"], rel=1e-5)
     assert two[0]["metrics"] == pytest.approx(one["metrics"], abs=1e-6)
     found = torch.tensor(two[0]["on_the_way"])
@@ -90,7 +96,9 @@ def test_two_processes_give_what_one_gives_with_the_doubled_batch(tmp_path: Path
 def test_two_processes_of_the_dual_model_share_their_statistics_and_weights(tmp_path: Path) -> None:
     one, (first, second) = train(tmp_path, "KdMultiresolutionDual")
     assert first["weights"].keys() == one["weights"].keys()
+    # Between the processes all is equal: weights, statistics, thresholds, the mean loss.
     torch.testing.assert_close(second["weights"], first["weights"], rtol=0, atol=0)
+    assert second["loss"] == first["loss"]
     # Which images meet in a batch decides which of them the local cloner sees, but not what a channel's units are.
     units = [name for name in one["weights"] if ".units." in name]
     assert units

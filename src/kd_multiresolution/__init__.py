@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kd_multiresolution.paper.discrepancy import discrepancy
     from kd_multiresolution.paper.lightning_model import KdMultiresolution, kd_multiresolution
     from kd_multiresolution.paper.torch_model import KdMultiresolutionModel
+    from kd_multiresolution.plugin.compiled import CompiledEvaluation
     from kd_multiresolution.results.protocol import EvaluationAfterConvergence
     from kd_multiresolution.results.visualizer import FrameVisualizer, ThresholdVisualizer
     from kd_multiresolution.training.convergence import ConvergenceStopping
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AnomalyMapGenerator",
     "Cloner",
+    "CompiledEvaluation",
     "ConvergenceStopping",
     "EvaluationAfterConvergence",
     "FrameVisualizer",
@@ -39,6 +41,7 @@ __all__ = [
 _MODULES = {
     "AnomalyMapGenerator": "paper.anomaly_map",
     "Cloner": "paper.cloner",
+    "CompiledEvaluation": "plugin.compiled",
     "ConvergenceStopping": "training.convergence",
     "EvaluationAfterConvergence": "results.protocol",
     "FrameVisualizer": "results.visualizer",

@@ -29,6 +29,7 @@ def test_training_is_held_against_its_floor(
     assert {*row["epoch_ms"]} == {"cached", "uncached"}
     assert min(*row["epoch_ms"].values(), *row["floor_ms"].values()) > 0
     assert min(row["peak_mib"].values()) > 100
+    assert 100 < row["operators"] <= 450
 
 
 def test_inference_is_held_against_the_source(tmp_path: Path) -> None:
@@ -52,4 +53,6 @@ def test_inference_is_held_against_the_source(tmp_path: Path) -> None:
         assert {*row["figures"]} == {"source", "score", "dual"}
         assert row["figures"]["source"]["ratio"] == 1
         assert (row["figures"]["dual"]["export_mib"] is None) == (row["runtime"] == "torch")
+    assert found["operators"]["source"] < found["operators"]["score"] < found["operators"]["dual"]
+    assert f"| per image | {found['operators']['source']} |" in (tmp_path / "out.md").read_text()
     assert "| onnxruntime | dual |" in (tmp_path / "out.md").read_text()

@@ -1,8 +1,7 @@
 """Scores and map of the dual model without gradients, in few operators.
 
-All families of maps are sums of squares over channels: of the difference of source and local cloner, of that of the two
-cloners, and, one minus a cosine being half the squared distance of unit vectors, of that of the unit vectors. So one
-convolution with a kernel of one position makes their weighted sum, and only sums are resized.
+Value and disagreement are weighted sums over channels of squared differences, so that one convolution with a kernel of
+one position adds up all maps of a size; directions follow from the lengths of three vectors. Only sums are resized.
 """
 
 from __future__ import annotations
@@ -17,26 +16,29 @@ from torch import Tensor
 
 from kd_multiresolution.dual.maps import ChannelError, neighbourhood_mean
 from kd_multiresolution.paper.discrepancy import wide
-
-EPS = 1e-8  # as local_direction: a shorter vector has no direction
+from kd_multiresolution.paper.evaluation import local_directions
 
 
 class MapWeights(NamedTuple):
-    """Kernels that make weighted sums of maps, from what :func:`_squares` returns.
+    """Kernels that make weighted sums of the maps of some scales of a level, of two or three outputs.
 
-    Two channels come out, the whole sum and that without the coarser scales; of the last level a third one, the
-    direction of neighbourhood means.
+    The first is the sum of all maps, the second that without the coarser scales; the last level has a third one, the
+    direction of its neighbourhood means.
+
+    Attributes:
+        squares: (outputs, scales * 2 * C, 1, 1), of the squared differences of source and local cloner, and of both
+            cloners.
+        directions: (outputs, scales, 1, 1).
     """
 
-    fine: list[Tensor]
-    coarse: list[Tensor]
-    last: Tensor
+    squares: Tensor
+    directions: Tensor
 
 
 def map_weights(
     family_weight: Tensor, value: Sequence[ChannelError], disagreement: Sequence[ChannelError]
-) -> MapWeights:
-    """Return the kernels.
+) -> list[MapWeights]:
+    """Return the kernels: of all levels, then of the coarser scales of all but the last.
 
     Args:
         family_weight: of each map, (K,).
@@ -45,55 +47,37 @@ def map_weights(
     """
     weights = iter(family_weight.unbind())
 
-    def kernel(near: ChannelError | None, far: ChannelError) -> Tensor:
-        """Return a row of weights of squares: of value, disagreement and direction."""
-        of_value = torch.zeros_like(far.root_mean_square) if near is None else next(weights) * near.weights
-        of_direction = next(weights).expand_as(of_value) / 2
-        return torch.stack([of_value, next(weights) * far.weights, of_direction])  # (3, C)
+    def scale(near: ChannelError | None, far: ChannelError) -> tuple[Tensor, Tensor]:
+        of_value = torch.zeros_like(far.weights) if near is None else next(weights) * near.weights
+        direction = next(weights)
+        return torch.cat([of_value, next(weights) * far.weights]), direction
 
     levels = [*zip_longest(value, disagreement)]
-    *fine, last = [kernel(*level) for level in levels]
-    coarse = [torch.stack([kernel(*level), kernel(*level)]) for level in levels[:-1]]
-    nothing = torch.zeros_like(last)
-    mean_direction = torch.stack([nothing[0], nothing[0], torch.full_like(nothing[0], 0.5)])
+    *fine, (squares, direction) = [scale(*level) for level in levels]
+    none, zero, one = torch.zeros_like(squares), torch.zeros_like(direction), torch.ones_like(direction)
+    last = _kernels(
+        [[squares, none], [squares, none], [none, none]], [[direction, zero], [direction, zero], [zero, one]]
+    )
+    found = [*(_kernels([[squares]] * 2, [[direction]] * 2) for squares, direction in fine), last]
+    for level in levels[:-1]:
+        (coarse, first), (mean, second) = scale(*level), scale(*level)
+        nothing = torch.zeros_like(coarse)
+        found.append(_kernels([[coarse, mean], [nothing, nothing]], [[first, second], [zero, zero]]))
+    return found
+
+
+def _kernels(squares: list[list[Tensor]], directions: list[list[Tensor]]) -> MapWeights:
     return MapWeights(
-        [_as_kernel(torch.stack([level, level])[:, None]) for level in fine],
-        [_as_kernel(torch.stack([level, torch.zeros_like(level)])) for level in coarse],
-        _as_kernel(torch.stack([torch.stack(pair) for pair in (
-            (last, nothing), (last, nothing), (nothing, mean_direction))])),
-    )  # fmt: skip
-
-
-def _as_kernel(rows: Tensor) -> Tensor:
-    """Return (outputs, scales, 3, C) weights as a kernel for the order of :func:`_squares`."""
-    differences, directions = rows[:, :, :2].flatten(1), rows[:, :, 2].flatten(1)
-    return torch.cat([differences, directions], 1)[:, :, None, None]
-
-
-def _squares(scales: Tensor, count: int) -> Tensor:
-    """Return squares of differences: of source and local cloner, of both cloners, of the first two's unit vectors.
-
-    Args:
-        scales: (N, count * 3 * C, H, W), of each scale the source's features and both predictions.
-        count: number of scales.
-
-    Returns:
-        (N, count * 3 * C, H, W), the differences of unit vectors behind all others.
-    """
-    images, channels, height, width = scales.shape
-    parts = scales.view(images, count, 3, channels // (3 * count), height, width)
-    differences = parts[:, :, :2] - parts[:, :, 1:]
-    directed = parts[:, :, :2]
-    units = directed / torch.linalg.vector_norm(directed, dim=3, keepdim=True).clamp_min_(EPS)
-    of_units = units[:, :, 0] - units[:, :, 1]
-    return torch.cat([differences.flatten(1, 3), of_units.flatten(1, 2)], 1).square_()
+        torch.stack([torch.cat(row) for row in squares])[:, :, None, None],
+        torch.stack([torch.stack(row) for row in directions])[:, :, None, None],
+    )
 
 
 def weighted_maps(
     features: Sequence[Tensor],
     local: Sequence[Tensor],
     overall: Sequence[Tensor],
-    weights: MapWeights,
+    weights: Sequence[MapWeights],
     coarsenings: Sequence[int],
 ) -> tuple[list[Tensor], Tensor]:
     """Return weighted sums of maps, and how far images are as a whole from what the local cloner makes of them.
@@ -111,12 +95,40 @@ def weighted_maps(
     """
     levels = [torch.cat(wide(level), 1) for level in zip(features, local, overall, strict=True)]
     *finer, last = levels
-    sums = [F.conv2d(_squares(level, 1), kernel) for level, kernel in zip(finer, weights.fine, strict=True)]
-    coarsest = torch.cat([last, neighbourhood_mean(last)], 1)
-    of_last, whole = torch.split(F.conv2d(_squares(coarsest, 2), weights.last), [2, 1], 1)
-    sums.append(of_last)
-    for index, (level, coarsening, kernel) in enumerate(zip(finer, coarsenings, weights.coarse, strict=True), start=1):
+    groups = [*((level, 1) for level in finer), (torch.cat([last, neighbourhood_mean(last)], 1), 2)]
+    for level, coarsening in zip(finer, coarsenings, strict=True):
         coarse = F.avg_pool2d(level, coarsening)
-        both = torch.cat([coarse, neighbourhood_mean(coarse)], 1)
-        sums[index] = sums[index] + F.conv2d(_squares(both, 2), kernel)
+        groups.append((torch.cat([coarse, neighbourhood_mean(coarse)], 1), 2))
+    found = [_compared(*group) for group in groups]
+    lengths = zip(*(lengths for _, *lengths in found), strict=True)
+    directions = local_directions(
+        *(torch.cat([scale.flatten(1) for level in part for scale in level.unbind(1)], 1) for part in lengths)
+    )
+    parts = torch.split(directions, [near.shape[1:].numel() for _, near, *_ in found], 1)
+    sums = [
+        F.conv2d(squares, kernels.squares) + F.conv2d(part.view(near.shape), kernels.directions)
+        for (squares, near, *_), part, kernels in zip(found, parts, weights, strict=True)
+    ]
+    of_last, whole = torch.split(sums[len(finer)], [2, 1], 1)
+    sums[len(finer)] = of_last
+    for index in range(len(finer)):
+        sums[index + 1] = sums[index + 1] + sums.pop(len(levels))
     return sums, whole.mean((1, 2, 3))
+
+
+def _compared(scales: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return squared differences, and lengths of the source's vectors, of the local cloner's, and of their differences.
+
+    Args:
+        scales: (N, count * 3 * C, H, W), of each scale the source's features and both predictions.
+        count: number of scales.
+
+    Returns:
+        (N, count * 2 * C, H, W), and (N, count, H, W) thrice.
+    """
+    images, channels, height, width = scales.shape
+    parts = scales.view(images, count, 3, channels // (3 * count), height, width)
+    differences = parts[:, :, :2] - parts[:, :, 1:]
+    near, far = torch.linalg.vector_norm(parts[:, :, :2], dim=3).unbind(2)
+    apart = torch.linalg.vector_norm(differences[:, :, 0], dim=2)
+    return differences.square_().flatten(1, 3), near, far, apart

@@ -110,7 +110,7 @@ class KdMultiresolutionDualModel(nn.Module):
         # The map is blurred where it is computed, in positions of the first level: a sixteenth of the pixels.
         self.anomaly_map_generator = AnomalyMapGenerator(sigma, opening=False, stride=levels[0].stride)
         self._folded_source = Folding()
-        self._map_weights: Derived[MapWeights] = Derived()
+        self._map_weights: Derived[list[MapWeights]] = Derived()
         self.to(memory_format=torch.channels_last)
 
     @property

@@ -63,6 +63,14 @@ def fast_scores_and_maps(
     return of_levels.sum((1, 2)), reduce(torch.Tensor.add_, upsampled)
 
 
+def local_directions(near: Tensor, far: Tensor, apart: Tensor) -> Tensor:
+    """Return one minus the cosine of vectors, as ``local_direction``, from their lengths and those of differences."""
+    longer = near - far
+    twice = 2 * near * far
+    directions = (apart.square() - longer.square()).div_(twice)
+    return torch.where(twice <= TINY, 0.5 * (apart > 0), directions).clamp_min_(0)
+
+
 def _whole(levels: Sequence[Tensor]) -> list[tuple[int, int]]:
     return [(level.shape[1:].numel(), 1) for level in levels]
 

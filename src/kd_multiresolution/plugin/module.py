@@ -84,7 +84,9 @@ class PluginModule(Base):
             NonFiniteError: if a score or map is not finite; the images are named.
         """
         try:
-            predictions = checked_predictions((model or self.model)(batch.image), batch.image)
+            # torch.compile takes no tensors of torchvision's own kind.
+            images = batch.image.as_subclass(Tensor)
+            predictions = checked_predictions((model or self.model)(images), images)
         except NonFiniteError as error:
             raise NonFiniteError(error.reasons, getattr(batch, "image_path", None)) from error
         updated: STEP_OUTPUT = batch.update(**predictions._asdict())
