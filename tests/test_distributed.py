@@ -46,11 +46,7 @@ loss = float(engine.trainer.callback_metrics["train_loss"])
 metrics = engine.test(model, datamodule=data)
 weights = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
 result = {"weights": weights, "value_weight": getattr(model.model, "value_weight", None), "metrics": metrics[0],
-<<<<<<< HEAD
-          "on_the_way": on_the_way}
-=======
-          "loss": loss}
->>>>>>> b744ee0fccddab419d458ead0c2434910873b51f
+          "on_the_way": on_the_way, "loss": loss}
 torch.save(result, f"{output}/{engine.trainer.global_rank}.pt")
 """
 
