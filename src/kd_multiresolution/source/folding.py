@@ -12,10 +12,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from kd_multiresolution.source.derived import Derived
 
 
-class Folding:
+class Folding(nn.Module):
     """A network whose batch norms are folded into convolutions, made anew whenever its weights change."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._derived: Derived[nn.Module] = Derived()
 
     def of(self, network: nn.Module) -> nn.Module:
