@@ -113,6 +113,19 @@ def test_it_is_made_once_for_each_state(images: Tensor) -> None:
     assert folding.of(network) is not folded
 
 
+def test_edits_that_torch_does_not_count_show_with_the_next_change_of_mode(images: Tensor) -> None:
+    network = nn.Sequential(source())
+    folding = Folding()
+    owner = nn.ModuleList([network, folding]).eval()
+    folding.of(network)
+    for weight in network.parameters():
+        weight.data.mul_(2)
+    owner.eval()
+    with torch.no_grad():
+        for ours, theirs in zip(folding.of(network)(images), network(images), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+
+
 def test_a_network_that_is_trained_watched_or_compiled_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     network, folding = source(), Folding()
     next(network.children()).training = True

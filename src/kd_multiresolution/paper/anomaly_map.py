@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -52,7 +52,8 @@ class AnomalyMapGenerator(nn.Module):
         width = 2 * radius + 1
         kernel = get_gaussian_kernel1d(width, sigma / stride, dtype=torch.float64) if radius else torch.ones(1, 1)
         self.register_buffer("kernel", kernel.float(), persistent=False)
-        self._blurring: dict[int, Derived[Tensor]] = {}  # by the side of the map
+        self._of_columns: Derived[Tensor] = Derived()
+        self._of_rows: Derived[Tensor] = Derived()
 
     def forward(self, attribution: Tensor) -> Tensor:
         """Return the anomaly maps.
@@ -94,15 +95,13 @@ class AnomalyMapGenerator(nn.Module):
         radius = self.kernel.shape[-1] // 2
         if radius:
             self.check_image_size([self.stride * side for side in maps.shape[-2:]])
-            height, width = (self._blur_matrix(side, radius) for side in maps.shape[-2:])
+            weights = self.kernel[0, radius:]
+            height, width = (
+                kept.get([self.kernel], partial(_blur_matrix, side, weights), key=side)
+                for kept, side in zip((self._of_columns, self._of_rows), maps.shape[-2:], strict=True)
+            )
             maps = height @ maps @ width
         return maps
-
-    def _blur_matrix(self, side: int, radius: int) -> Tensor:
-        if torch.compiler.is_compiling():
-            return _blur_matrix(side, self.kernel[0, radius:])
-        kept = self._blurring.setdefault(side, Derived())
-        return kept.get([self.kernel], lambda: _blur_matrix(side, self.kernel[0, radius:]))
 
 
 def check_sigma(sigma: float) -> None:

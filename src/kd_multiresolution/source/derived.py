@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 T = TypeVar("T")
 
 
-class Derived(Generic[T]):
+class Derived(nn.Module, Generic[T]):
     """Keeps what was made from some tensors for as long as they are what they were.
 
     It asks torch's own counter of changes, which every step of an optimiser, every loaded state and every operation in
     place moves on, and whether they are the same tensors at the same place. Edits through ``tensor.data``, which torch
-    does not count, are not seen. Copies and files of a model go without it: it is made anew.
+    does not count, show when the model is next put into training or evaluation mode. Copies and files of a model go
+    without it: it is made anew.
     """
 
     def __init__(self) -> None:
-        self._kept: T | None = None
+        super().__init__()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._kept: tuple[T, ...] = ()  # a tuple: what it holds is no part of the model
         self._state: object = None
         self._held: list[Tensor] = []
+
+    def train(self, mode: bool = True) -> Derived[T]:
+        """Forget what was made."""
+        self._forget()
+        return super().train(mode)
 
     def get(self, tensors: Sequence[Tensor], make: Callable[[], T], key: Hashable = None) -> T:
         """Return what the function makes.
@@ -43,11 +53,11 @@ class Derived(Generic[T]):
         state = (key, autocast, [*map(id, tensors)], versions, [tensor.data_ptr() for tensor in tensors])
         if state != self._state:
             with torch.inference_mode(False), torch.no_grad():
-                self._kept = make()
+                self._kept = (make(),)
             self._state = state
             # Held, with the memory that they have now: no others can come to lie at the same place.
             self._held = [*tensors, *(tensor.detach() for tensor in tensors)]
-        return cast("T", self._kept)
+        return self._kept[0]
 
     def __deepcopy__(self, memo: object) -> Derived[T]:
         """Return an empty one."""

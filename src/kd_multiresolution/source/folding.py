@@ -18,10 +18,11 @@ CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
 NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 
 
-class Folding:
+class Folding(nn.Module):
     """A network whose batch norms are folded into convolutions, made anew whenever its weights change."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._derived: Derived[nn.Module] = Derived()
 
     def of(self, network: nn.Module) -> nn.Module:
