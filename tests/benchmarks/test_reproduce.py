@@ -295,8 +295,8 @@ def test_settings_come_from_the_presets_and_the_case() -> None:
 
 
 def test_cifar10_is_cut_as_in_its_configuration() -> None:
-    (cells,) = reproduction(2, "cifar10", ["cat"], BASE).cells.values()
-    arguments = ["fit", "--config", str(CONFIGS / "cifar10.yaml"), "--model.source", "small_vgg"]
+    (cells,) = reproduction(2, "cifar10", ["cat"], {**BASE, "source": "vgg16.tv_in1k"}).cells.values()
+    arguments = ["fit", "--config", str(CONFIGS / "cifar10.yaml"), "--model.pretrained", "false"]
     expected = AnomalibCLI(args=arguments, run=False).model.pre_processor.transform
     image = torch.rand(3, 32, 32)
     assert torch.equal(pre_processor(cells["cat"]).transform(image), expected(image))

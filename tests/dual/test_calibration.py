@@ -26,18 +26,18 @@ from tests.dual.calibrated import SIZE, alone, calibrated, pictures
 def test_what_differs_as_a_whole_is_judged_as_a_whole() -> None:
     """Pictures of one thing are judged by their defects, but not noise, in which a paste of noise is lost."""
     noise = pictures(FEWEST_TO_JUDGE_BY, seed=3)
-    assert calibrated(KdMultiresolutionDualModel("small_vgg"), noise).judged_as_whole
-    assert not calibrated(KdMultiresolutionDualModel("small_vgg"), noise[:1] + 0.02 * noise).judged_as_whole
-    assert not calibrated(KdMultiresolutionDualModel("small_vgg"), noise[1:]).judged_as_whole, "too few to tell"
+    assert calibrated(KdMultiresolutionDualModel("efficientnet_lite0"), noise).judged_as_whole
+    assert not calibrated(KdMultiresolutionDualModel("efficientnet_lite0"), noise[:1] + 0.02 * noise).judged_as_whole
+    assert not calibrated(KdMultiresolutionDualModel("efficientnet_lite0"), noise[1:]).judged_as_whole, "too few to tell"
 
 
 @pytest.mark.parametrize("image_score", ["defects", "whole"])
 @pytest.mark.parametrize(("count", "seed"), [(6, 0), (FEWEST_TO_JUDGE_BY, 3)], ids=["by defects", "as a whole"])
 def test_the_image_score_can_be_chosen_whatever_the_images_say(count: int, seed: int, image_score: ImageScore) -> None:
     images = pictures(count, seed=seed)
-    found = calibrated(KdMultiresolutionDualModel("small_vgg"), images).judged_as_whole
+    found = calibrated(KdMultiresolutionDualModel("efficientnet_lite0"), images).judged_as_whole
     assert found == (seed == 3)
-    model = calibrated(KdMultiresolutionDualModel("small_vgg"), images, image_score)
+    model = calibrated(KdMultiresolutionDualModel("efficientnet_lite0"), images, image_score)
     assert model.judged_as_whole == (image_score == "whole")
     features = model.source(model.checked_images(images))
     local, overall = model.predictions(features)
@@ -50,7 +50,7 @@ def test_the_log_says_how_images_are_judged_and_why(caplog: pytest.LogCaptureFix
     noise = pictures(FEWEST_TO_JUDGE_BY, seed=3)
     with caplog.at_level("INFO"):
         for images in (noise, noise[:1] + 0.02 * noise, noise[1:]):
-            calibrated(KdMultiresolutionDualModel("small_vgg"), images)
+            calibrated(KdMultiresolutionDualModel("efficientnet_lite0"), images)
     whole, defects, few = caplog.messages[-3:]
     raises = r"a painted defect raises the mean of a map by \d\.\d\d deviations"
     assert re.fullmatch(f"Images are judged as a whole: {raises}.", whole)

@@ -77,9 +77,9 @@ class Source(nn.Module):
             names, self.stages = build_stages(name, critical_points, download=download)
         network = self.stages.network.model if isinstance(self.stages, LevelStages) else self.stages
         if weights is not None:
-            load(network, read_file(Path(weights)), f"source={name!r}, source_weights={str(weights)!r}")
+            load(network, read_file(Path(weights)), f"source_weights={str(weights)!r} does not fit source={name!r}")
         elif pretrained and installed:
-            load(network, efficientnet_lite0.packaged_weights(), f"source={name!r}")
+            load(network, efficientnet_lite0.packaged_weights(), f"{efficientnet_lite0.FILE} does not fit {name}")
         self.critical_points = critical_points_of(names, critical_points, source=name)
         self.requires_grad_(requires_grad=False)
         self.eval()

@@ -51,7 +51,7 @@ def load(network: nn.Module, weights: Mapping[str, Tensor], said: str) -> None:
     Args:
         network: under whose names the weights are.
         weights: tensors by name.
-        said: what the user said, for the error.
+        said: what does not fit what, for the error.
 
     Raises:
         ValueError: if tensors are missing, or have another shape.
@@ -61,7 +61,7 @@ def load(network: nn.Module, weights: Mapping[str, Tensor], said: str) -> None:
     misfits = [key for key, shape in expected.items() if key in weights and weights[key].shape != shape]
     if missing or misfits:
         msg = (
-            f"{said}: the weights do not fit: "
+            f"{said}: "
             f"{len(missing)} tensors are missing ({', '.join(missing[:3])}), "
             f"{len(misfits)} have another shape ({', '.join(misfits[:3])}). If the file ends before the last "
             "critical point, choose earlier critical_points."
