@@ -28,7 +28,9 @@ def test_what_differs_as_a_whole_is_judged_as_a_whole() -> None:
     noise = pictures(FEWEST_TO_JUDGE_BY, seed=3)
     assert calibrated(KdMultiresolutionDualModel("efficientnet_lite0"), noise).judged_as_whole
     assert not calibrated(KdMultiresolutionDualModel("efficientnet_lite0"), noise[:1] + 0.02 * noise).judged_as_whole
-    assert not calibrated(KdMultiresolutionDualModel("efficientnet_lite0"), noise[1:]).judged_as_whole, "too few to tell"
+    assert not calibrated(KdMultiresolutionDualModel("efficientnet_lite0"), noise[1:]).judged_as_whole, (
+        "too few to tell"
+    )
 
 
 @pytest.mark.parametrize("image_score", ["defects", "whole"])
