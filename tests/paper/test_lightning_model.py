@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -152,18 +153,22 @@ def test_printed_auroc_is_that_of_the_raw_scores(pictures: Path, tmp_path: Path)
     """The scores straddle 1, where torchmetrics would squash some batches and not others."""
     network = model(value_weight=1.0, score_points=["pool4"])
     runner = fit(network, pictures, tmp_path)
-    raw, labels = [], []
     module = data(pictures)
     module.setup()
-    for batch in module.test_dataloader():
-        predictions = network.eval().model(batch.image)
-        raw += predictions.pred_score.tolist()
-        labels += batch.gt_label.tolist()
+    batches = [*module.test_dataloader()]
+
+    def scores(value_weight: float) -> list[float]:
+        network.eval().model.value_weight = value_weight
+        return [score for batch in batches for score in network.model(batch.image).pred_score.tolist()]
+
+    at_one, at_two = (median(scores(weight)) for weight in (1.0, 2.0))
+    weight = 1 + (1 - at_one) / (at_two - at_one)
+    raw, labels = scores(weight), [label for batch in batches for label in batch.gt_label.tolist()]
     assert min(raw) < 1 < max(raw), "the test needs scores on both sides"
     expected = roc_auc_score(labels, raw)
     assert runner.test(network, datamodule=module)[0]["image_AUROC"] == pytest.approx(expected)
 
-    unprocessed = model(value_weight=1.0, score_points=["pool4"], post_processor=False)
+    unprocessed = model(value_weight=weight, score_points=["pool4"], post_processor=False)
     unprocessed.model.load_state_dict(network.model.state_dict())
     assert engine(tmp_path / "raw").test(unprocessed, datamodule=data(pictures))[0]["image_AUROC"] == expected
     predictions = engine(tmp_path / "raw").predict(unprocessed, datamodule=data(pictures))
