@@ -16,6 +16,7 @@ from kd_multiresolution import KdMultiresolutionModel
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from kd_multiresolution.paper.anomaly_map import discrepancy_map
 from kd_multiresolution.paper.discrepancy import discrepancy
+from kd_multiresolution.paper.evaluation import fast_scores, fast_scores_and_maps
 from operators import operators
 
 POINTS = ["layer1", "layer2", "layer3"]
@@ -120,6 +121,18 @@ def test_so_are_those_of_features_that_are_zero(name: str) -> None:
         network.source.register_forward_hook(lambda *_, levels=one: levels * 3)
         network.cloner.register_forward_hook(lambda *_, levels=other: levels * 3)
         assert_same(network(images[:1]), step_by_step(network, images[:1]))
+
+
+@pytest.mark.parametrize("ratio", [1e-3, 1.0, 1e3])
+def test_no_digits_are_lost_where_one_network_is_many_times_the_other(ratio: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    source, cloner = ([torch.rand(2, 64, 64, 64, generator=generator)] for _ in range(2))
+    cloner = [ratio * level for level in cloner]
+    settings: dict[str, Any] = {"value_weight": 0.5, "terms": "direction"}
+    exact = discrepancy([level.double() for level in source], [level.double() for level in cloner], **settings)
+    scores = [fast_scores(source, cloner, **settings), fast_scores_and_maps(source, cloner, (64, 64), **settings)[0]]
+    for found in scores:
+        torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=0)
 
 
 def _with_zeros(level: Tensor, index: int) -> Tensor:

@@ -1,7 +1,8 @@
 """Score and discrepancy map without gradients, in few operators: both told from three norms per critical point.
 
 Of two vectors s and c with lengths |s| and |c|, one minus the cosine is (|s - c|² - (|s| - |c|)²) / (2 |s| |c|), which
-keeps the digits of small angles. The values are those of ``discrepancy`` and ``anomaly_map``, but for the last digits.
+keeps the digits of small angles. Lengths are in float64, or it would lose digits where one is many times the other. The
+values are those of ``discrepancy`` and ``anomaly_map``, but for the last digits.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from kd_multiresolution.paper.discrepancy import checked_features, normalize_terms
 
+HAVE_FLOAT64 = ("cpu", "cuda")  # types of devices for which this is
 TINY = 1e-30  # of a product of two lengths; one of them is zero
 
 
@@ -28,9 +30,12 @@ def fast_scores(
     """Return the discrepancy of each image, (N,), as :func:`kd_multiresolution.paper.discrepancy.discrepancy`."""
     source, cloner = checked_features(source_features, cloner_features)
     levels = [*source, *cloner, *torch._foreach_sub(source, cloner)]
-    lengths = torch.stack(torch._foreach_norm([image for level in levels for image in level.unbind()]))
+    images = [image for level in levels for image in level.unbind()]
+    lengths = torch.stack(torch._foreach_norm(images, dtype=torch.float64))
     lengths = lengths.view(3, len(source), -1).movedim(2, 0)  # (N, 3, levels)
-    return _discrepancies(lengths, value_weight, normalize_terms(terms), [], _whole(source)).sum(1)
+    return _discrepancies(lengths, value_weight, normalize_terms(terms), [], _whole(source)).sum(
+        1, dtype=source[0].dtype
+    )
 
 
 def fast_scores_and_maps(
@@ -49,13 +54,13 @@ def fast_scores_and_maps(
     source, cloner = checked_features(source_features, cloner_features)
     levels = [*source, *cloner, *torch._foreach_sub(source, cloner)]
     positions = [level.shape[2:].numel() for level in source]
-    local = torch.cat([torch.linalg.vector_norm(level, dim=1).flatten(1) for level in levels], 1)
+    local = torch.cat([torch.linalg.vector_norm(level, dim=1, dtype=torch.float64).flatten(1) for level in levels], 1)
     local = local.view(len(local), 3, -1)  # (N, 3, positions of all levels)
     parts = torch.split(local, positions, 2)
     lengths = torch.cat([local, *(torch.linalg.vector_norm(part, dim=2, keepdim=True) for part in parts)], 2)
     channels = [(level.shape[1], count) for level, count in zip(source, positions, strict=True)]
     found = _discrepancies(lengths, value_weight, names, channels, _whole(source))
-    *maps, of_levels = torch.split(found[:, None], [*positions, len(source)], 2)
+    *maps, of_levels = torch.split(found[:, None].to(source[0].dtype), [*positions, len(source)], 2)
     upsampled = [
         F.interpolate(part.view(-1, 1, *level.shape[2:]), image_size, mode="bilinear", align_corners=False)
         for part, level in zip(maps, source, strict=True)

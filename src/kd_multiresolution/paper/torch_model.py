@@ -17,7 +17,7 @@ from kd_multiresolution.paper.attribution import CHUNK_SIZE, check_smooth_grad, 
 from kd_multiresolution.paper.backward import RecordedNetwork, explicit_gradient, recorded_source
 from kd_multiresolution.paper.cloner import Cloner
 from kd_multiresolution.paper.discrepancy import discrepancy, normalize_terms
-from kd_multiresolution.paper.evaluation import fast_scores, fast_scores_and_maps
+from kd_multiresolution.paper.evaluation import HAVE_FLOAT64, fast_scores, fast_scores_and_maps
 from kd_multiresolution.paper.value_weight import checked_value_weight
 from kd_multiresolution.plugin.arguments import check_choice, check_types
 from kd_multiresolution.source.folding import Folding
@@ -186,7 +186,7 @@ class KdMultiresolutionModel(nn.Module):
             return InferenceBatch(pred_score=self._discrepancy(*features))
         source, cloner = ([*compress(part, self._is_scored)] for part in features)
         weight, (height, width) = self.known_value_weight, images.shape[-2:]
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or images.device.type not in HAVE_FLOAT64:
             scores = self._discrepancy(*features)
             maps = discrepancy_map(source, cloner, (height, width), value_weight=weight, terms=self.terms)
         else:
@@ -288,7 +288,8 @@ class KdMultiresolutionModel(nn.Module):
     def _discrepancy(self, source_features: Sequence[Tensor], cloner_features: Sequence[Tensor]) -> Tensor:
         """Return the discrepancy at the score points, (N,)."""
         scored = [[*compress(part, self._is_scored)] for part in (source_features, cloner_features)]
-        in_few_operators = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        in_few_operators = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        in_few_operators &= scored[0][0].device.type in HAVE_FLOAT64
         function = fast_scores if in_few_operators else discrepancy
         return function(*scored, value_weight=self.known_value_weight, terms=self.terms)
 
