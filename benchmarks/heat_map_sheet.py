@@ -1,7 +1,7 @@
 """Put one heat map of each defect kind of a test run into one picture, as in the README.
 
 anomalib train --config configs/demo.yaml
-python benchmarks/heat_map_sheet.py results/KdMultiresolution/TextureDefects/brick/latest/images docs/heat_maps.png
+python benchmarks/heat_map_sheet.py results/KdMultiresolutionDual/TextureDefects/brick/latest/images docs/heat_maps.png
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from lightning.pytorch import Callback
 from PIL import Image
 
 import reproduce
+import tests.small_vgg  # noqa: F401 - a model of timm's from here on
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
 from kd_multiresolution.data.texture_defects import ensure_written
 from kd_multiresolution.training.feature_cache import FileStore

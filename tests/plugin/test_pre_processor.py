@@ -11,11 +11,13 @@ import pytest
 import torch
 from anomalib.pipelines.tiled_ensemble.components.utils import NormalizationStage
 from anomalib.pipelines.tiled_ensemble.components.utils.helper_functions import get_ensemble_model
+from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Trainer
-from torchvision.transforms.v2 import Normalize, Resize
+from torchvision.transforms.v2 import Compose, Normalize, Resize
 from torchvision.transforms.v2 import functional as F  # noqa: N812
 
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
+from kd_multiresolution.plugin.pre_processor import warn_of_other_normalization
 
 SIZES = {KdMultiresolution: (128, 128), KdMultiresolutionDual: (256, 256)}
 
@@ -82,6 +84,32 @@ def test_a_pre_processor_made_for_another_source_is_said(kind: Any, caplog: pyte
     assert kind("small_vgg", pre_processor=imagenets).pre_processor is imagenets
     assert "with mean (0.485, 0.456, 0.406) and deviation" in caplog.text
     assert "source 'small_vgg' was trained with (0.4, 0.45, 0.5)" in caplog.text
+
+
+@pytest.mark.parametrize("source", ["unknown_vgg", "resnet18.no_such_tag"])
+def test_a_source_of_which_nothing_is_known_is_not_normalised_by_guess(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kd_multiresolution.source.images.timm_name_of", lambda name: name)
+    with pytest.raises(ValueError, match=f"source='{source}'.*does not say how.*imagenet_normalization=false"):
+        KdMultiresolutionDual.configure_pre_processor(source=source)
+    own = PreProcessor(Normalize([0.1] * 3, [1.0] * 3))
+    warn_of_other_normalization(own, source)  # there is nothing to hold it against
+
+
+@pytest.mark.parametrize(
+    ("transform", "said"),
+    [
+        (Normalize([0.5], [0.5]), False),
+        (Compose([Resize((64, 64)), Compose([Normalize([0.5] * 3, [0.5] * 3)])]), False),
+        (Compose([Resize((64, 64)), Compose([Normalize([0.485] * 3, [0.5] * 3)])]), True),
+        (Resize((64, 64)), False),
+        (None, False),
+    ],
+)
+def test_numbers_are_found_wherever_they_stand(transform: Any, said: bool, caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_other_normalization(PreProcessor(transform), "efficientnet_lite0")
+    assert ("was trained with (0.5, 0.5, 0.5)" in caplog.text) is said
 
 
 @pytest.mark.parametrize("kind", list(SIZES))

@@ -193,7 +193,7 @@ def test_modules_stay_in_their_modes(pictures: Path, tmp_path: Path) -> None:
 def test_figures_are_those_of_raw_scores_where_anomalib_clamps_them(pictures: Path, tmp_path: Path) -> None:
     """The validation set is normal, so that anomalib's clamp makes all test scores beyond its range equal."""
     evaluation = EvaluationAfterConvergence()
-    network = model(post_processor=PostProcessor())
+    network = model(post_processor=PostProcessor(), source="efficientnet_lite0")
     engine = fit(network, pictures, tmp_path, "from_train", callbacks=[evaluation], max_epochs=2)
     expected = roc_auc_score(*raw_scores(network, pictures))
     assert evaluation.values["image_AUROC"] == [pytest.approx(expected)]

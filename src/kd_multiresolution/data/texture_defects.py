@@ -2,7 +2,8 @@
 
 The textures are the three that scikit-image carries in its wheel (brick, grass and gravel, 512 x 512 grey pixels, CC0).
 Three blocks on the picture's diagonal are held out for testing, so that both sides see all of its light; training
-patches come from what is left, so that the two never share a pixel.
+patches come from what is left, so that the two never share a pixel. Patches of one side overlap: there are far more of
+them than the picture has room for, and their figures vary as those of fewer images would.
 """
 
 from __future__ import annotations

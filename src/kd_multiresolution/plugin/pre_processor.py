@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 from anomalib.pre_processing import PreProcessor
 from torchvision.transforms.v2 import Compose, Normalize, Resize
@@ -49,14 +50,26 @@ def check_unconfigured(
 
 def warn_of_other_normalization(pre_processor: PreProcessor | bool, source: str) -> None:
     """Say in the log if a pre-processor of the user's own normalises images, but not as the source was trained."""
-    transform = getattr(pre_processor, "transform", None)
-    for step in getattr(transform, "transforms", [transform]):
-        if isinstance(step, Normalize) and (tuple(step.mean), tuple(step.std)) != normalization_of(source):
+    try:
+        mean, deviation = normalization_of(source)
+    except ValueError:
+        return  # nothing is known to hold it against
+    for step in _steps(getattr(pre_processor, "transform", None)):
+        theirs = [tuple(numbers) * (3 // len(numbers)) for numbers in (step.mean, step.std)]
+        if theirs != [mean, deviation]:
             logger.warning(
                 "pre_processor: it normalises images with mean %s and deviation %s, source %r was trained with %s and "
                 "%s; configure_pre_processor(..., source=%r) has these.",
-                tuple(step.mean), tuple(step.std), source, *normalization_of(source), source,
+                *theirs, source, mean, deviation, source,
             )  # fmt: skip
+
+
+def _steps(transform: object) -> Iterator[Normalize]:
+    """Yield the normalisations of a transform."""
+    if isinstance(transform, Normalize):
+        yield transform
+    for step in getattr(transform, "transforms", ()):
+        yield from _steps(step)
 
 
 def sides(image_size: int | tuple[int, int]) -> tuple[int, int]:

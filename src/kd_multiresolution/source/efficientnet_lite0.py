@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Mapping
 from importlib import resources
 
 import torch
@@ -50,8 +51,14 @@ def packaged_weights() -> dict[str, Tensor]:
             f"or not written to its end. {again} brings the original back."
         )
         raise RuntimeError(msg)
-    theirs = torch.load(io.BytesIO(content), weights_only=True)
-    return {timm_name(name): tensor for name, tensor in theirs.items()}
+    return renamed(torch.load(io.BytesIO(content), weights_only=True))
+
+
+def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the package's tensors under timm's names; those of another file as they are."""
+    if "_conv_stem.weight" not in weights:
+        return dict(weights)
+    return {timm_name(name): tensor for name, tensor in weights.items()}
 
 
 def timm_name(name: str) -> str:

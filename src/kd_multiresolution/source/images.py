@@ -60,7 +60,11 @@ def normalization_of(source: str) -> tuple[tuple[float, ...], tuple[float, ...]]
     Raises:
         ValueError: if timm does not have it, or does not say how it was trained.
     """
-    trained = timm.get_pretrained_cfg(timm_name_of(source), allow_unregistered=False)
+    name = timm_name_of(source)
+    try:
+        trained = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # a tag that timm does not have
+        trained = None
     if trained is None:
         msg = (
             f"source={source!r}: timm {timm.__version__} does not say how its images were normalised in training. Use "

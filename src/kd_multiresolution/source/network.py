@@ -43,7 +43,8 @@ class Source(nn.Module):
 
     Args:
         name: any convolutional model of timm, e.g. ``vgg16.tv_in1k`` or ``resnet18.tv_in1k``; or
-            ``efficientnet_lite0``, timm's ``tf_efficientnet_lite0`` with weights that were installed with this package.
+            ``efficientnet_lite0``, timm's ``tf_efficientnet_lite0`` with weights that were installed with this package
+            (what timm itself calls so, with other weights and another padding, is ``efficientnet_lite0.ra_in1k`` here).
         pretrained: load the model's pre-trained weights; if false, and no file is given, the weights are random.
         weights: a local weight file (``.safetensors``, or a state dict as ``.pth`` or ``.pt``) instead.
         critical_points: names of the levels to return, in any order; default: the last four.
@@ -77,7 +78,8 @@ class Source(nn.Module):
             names, self.stages = build_stages(name, critical_points, download=download)
         network = self.stages.network.model if isinstance(self.stages, LevelStages) else self.stages
         if weights is not None:
-            load(network, read_file(Path(weights)), f"source_weights={str(weights)!r} does not fit source={name!r}")
+            found = efficientnet_lite0.renamed(read_file(Path(weights)))
+            load(network, found, f"source_weights={str(weights)!r} does not fit source={name!r}")
         elif pretrained and installed:
             load(network, efficientnet_lite0.packaged_weights(), f"{efficientnet_lite0.FILE} does not fit {name}")
         self.critical_points = critical_points_of(names, critical_points, source=name)

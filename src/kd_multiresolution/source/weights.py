@@ -35,12 +35,12 @@ def read_file(path: Path) -> dict[str, Tensor]:
         ValueError: if there is no such file, or it is not one.
     """
     if not path.is_file():
-        msg = f"source_weights={str(path)!r}: no such file."
+        msg = f"source_weights={str(path)!r}: {'a folder, not a file' if path.is_dir() else 'no such file'}."
         raise ValueError(msg)
     try:
         weights: dict[str, Tensor] = timm.models.load_state_dict(str(path), weights_only=True)  # 1.0.15 ran any pickle
     except Exception as error:
-        msg = f"source_weights={str(path)!r}: not a readable .safetensors file or .pth state dict ({error})."
+        msg = f"source_weights={str(path)!r}: not a readable .safetensors file or .pth state dict ({error!r})."
         raise ValueError(msg) from error
     return weights
 
@@ -63,8 +63,9 @@ def load(network: nn.Module, weights: Mapping[str, Tensor], said: str) -> None:
         msg = (
             f"{said}: "
             f"{len(missing)} tensors are missing ({', '.join(missing[:3])}), "
-            f"{len(misfits)} have another shape ({', '.join(misfits[:3])}). If the file ends before the last "
-            "critical point, choose earlier critical_points."
+            f"{len(misfits)} have another shape ({', '.join(misfits[:3])})."
         )
+        if len(missing) < len(expected):
+            msg += " If the file ends before the last critical point, choose earlier critical_points."
         raise ValueError(msg)
     network.load_state_dict({key: weights[key] for key in network.state_dict() if key in weights}, strict=False)
