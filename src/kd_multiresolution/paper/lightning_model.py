@@ -58,8 +58,8 @@ class KdMultiresolution(PluginModule, AnomalibModule):
             and no file is given, the source is random.
         source_weights: a local weight file of the source (``.safetensors`` or ``.pth``) instead of the download.
         critical_points: names of the source's levels at which the cloner is trained, ``pool1`` to ``pool5`` for VGG,
-            timm's feature levels otherwise (``layer1`` to ``layer4`` for ResNet, ``blocks.1``, ``blocks.2``, ``blocks.4``
-            and ``blocks.6`` for EfficientNet-Lite0). Default: the last four.
+            timm's feature levels otherwise (``layer1`` to ``layer4`` for ResNet, ``blocks.1``, ``blocks.2``,
+            ``blocks.4`` and ``blocks.6`` for EfficientNet-Lite0). Default: the last four.
         score_points: the critical points that make up score and map. Default: the last three of them.
         cloner: ``compact`` as in the paper's Fig. 2, or ``equal`` in size to the source.
         cloner_bias: give the cloner's convolutions a bias. The paper has none.
