@@ -77,7 +77,7 @@ def assert_parity(run: Run, network: KdMultiresolution, images: Tensor) -> None:
     with torch.no_grad():
         expected = network(images)
     ours = run(images.numpy())
-    np.testing.assert_allclose(ours["pred_score"], expected.pred_score, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(ours["pred_score"], expected.pred_score, rtol=2e-6, atol=1e-5)
     assert ours["anomaly_map"].shape == expected.anomaly_map.shape
     for mine, reference in zip(ours["anomaly_map"], expected.anomaly_map.numpy(), strict=True):
         assert np.corrcoef(mine.ravel(), reference.ravel())[0, 1] >= 0.9999
@@ -98,7 +98,7 @@ def test_runtimes_give_the_same_scores_and_maps(name: str, tmp_path: Path) -> No
 def test_openvino_file_of_a_fixed_size(tmp_path: Path) -> None:
     network = model(source="small_vgg", anomaly_map="discrepancy")
     fitted = {"_image_threshold": 1, "image_min": 0, "image_max": 2}
-    fitted |= {"_pixel_threshold": 2.9, "pixel_min": 2.7, "pixel_max": 3.1}  # about what the map of noise is
+    fitted |= {"_pixel_threshold": 2.73, "pixel_min": 2.7, "pixel_max": 2.76}  # about what the map of noise is
     for name, number in fitted.items():
         getattr(network.post_processor, name).fill_(number)
     file = network.to_openvino(tmp_path, input_size=(SIZE, SIZE))

@@ -21,17 +21,17 @@ from anomalib.data import Folder
 from anomalib.deploy import TorchInferencer
 from anomalib.engine import Engine
 from anomalib.models import ALLOWED_MODULES, AnomalibModule, UnknownModelError, get_model, list_models
-from kd_multiresolution.source.small_vgg import load_small_vgg
 from PIL import Image
 from safetensors.torch import save_file
 
-import kd_multiresolution.source.stages
+import kd_multiresolution
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
+from kd_multiresolution.source.network import Source
 
 SIZE = 32
-SETTINGS = {"source": "small_vgg", "pretrained": False, "image_size": SIZE}
-SOURCE_LINE = "small_vgg with weights random, critical points pool2, pool3, pool4, pool5"
-DUAL_SOURCE_LINE = "small_vgg with weights random, critical points pool2, pool3, pool4"
+SETTINGS = {"source": "efficientnet_lite0", "pretrained": False, "image_size": SIZE}
+SOURCE_LINE = "efficientnet_lite0 with weights random, critical points blocks.1, blocks.2, blocks.4, blocks.6"
+DUAL_SOURCE_LINE = "efficientnet_lite0 with weights random, critical points blocks.1, blocks.2, blocks.4"
 BOTH = (KdMultiresolution, KdMultiresolutionDual)
 NAMES = {
     "kd_multiresolution": KdMultiresolution,
@@ -272,7 +272,7 @@ def test_every_verb_takes_every_name(verb: str, name: str, pictures: Path) -> No
     cli = AnomalibCLI(args=[verb, *model_arguments(name), *data, *export], run=False)
     assert type(cli.model) is NAMES[name]
     assert cli.model.name == NAMES[name].__name__
-    assert cli.model.model.source.name == "small_vgg"
+    assert cli.model.model.source.name == "efficientnet_lite0"
 
 
 def test_benchmark_gives_both_names_of_a_model_the_same_result(pictures: Path, tmp_path: Path) -> None:
@@ -391,25 +391,28 @@ def test_engine_fits_tests_and_predicts(
     assert all(batch.anomaly_map.shape[-2:] == (SIZE, SIZE) for batch in batches)
 
 
+def gone(*_: object, **__: object) -> None:
+    msg = "the source's weights are gone"
+    raise ConnectionError(msg)
+
+
 @pytest.mark.parametrize("given", ["pretrained", "source_weights"])
 @pytest.mark.parametrize("model_class", BOTH)
 def test_checkpoint_brings_the_weights_of_the_source(
     model_class: type[AnomalibModule], given: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "source.safetensors"
-    torch.manual_seed(11)
-    expected = load_small_vgg(None).state_dict()
+    expected = Source("small_vgg", pretrained=given == "pretrained", seed=11).stages.state_dict()
     save_file(expected, file)
-    if given == "pretrained":
-        monkeypatch.setattr(kd_multiresolution.source.stages, "WEIGHTS", file)
-        settings = {"pretrained": True}
-    else:
-        settings = {"pretrained": False, "source_weights": str(file)}
+    settings: dict[str, object] = {"source": "small_vgg", "pretrained": given == "pretrained"}
+    if given == "source_weights":
+        settings["source_weights"] = str(file)
     model = model_class(**{**SETTINGS, **settings}, epochs=1, visualizer=False)
     engine = Engine(**TRAINER, default_root_dir=tmp_path)
     engine.fit(model, datamodule=folder_data(pictures))
 
     file.unlink()
+    monkeypatch.setattr("timm.models._builder.load_pretrained", gone)
     loaded = model_class.load_from_checkpoint(engine.best_model_path)
     assert_same_weights(loaded, model.state_dict())
     stages = loaded.model.source.stages
