@@ -39,3 +39,14 @@ def test_a_compiled_model_is_tested_alike(kind: type[Any], tmp_path: Path, monke
     assert len(graphs) == count, "the model is left as it was"
     with pytest.raises(NonFiniteError):
         network(torch.full((1, 3, 32, 32), torch.nan))
+
+    def stop(*_: Any) -> None:
+        msg = "no more"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(network, "on_test_batch_end", stop)
+    with pytest.raises(RuntimeError, match="no more"):
+        engine.test(network, datamodule=data)
+    count = len(graphs)
+    network.eval()(torch.rand(1, 3, 32, 32))
+    assert len(graphs) == count, "nor is it another one after a test that broke off"

@@ -81,3 +81,10 @@ def test_a_package_that_is_gone_or_changed(
     with pytest.raises(RuntimeError, match=f"source='efficientnet_lite0'.*{said}.*pip install --force-reinstall"):
         Source(NAME)
     assert Source(NAME, pretrained=False)
+
+
+def test_files_of_other_networks_are_refused_in_words(tmp_path: Path) -> None:
+    names = ("_conv_stem.weight", "_blocks.0._se_reduce.weight", "_blocks.99._bn0.bias", "_bn0.a.b.c")
+    torch.save(dict.fromkeys(names, torch.zeros(1)), tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=f"does not fit source='{NAME}'.*tensors are missing"):
+        Source(NAME, weights=tmp_path / "other.pth")

@@ -43,14 +43,11 @@ QUARTER_TURNS = {"brick": 1, "grass": 4, "gravel": 4}
 
 def train_corners(shape: tuple[int, int]) -> list[tuple[int, int]]:
     """Return the corners (row, column) of all patches of a picture of this shape (H, W) that touch no test block."""
-    reach = TEST_BLOCK + PATCH
     return [
         (row, column)
         for row in range(shape[0] - PATCH + 1)
         for column in range(shape[1] - PATCH + 1)
-        if not any(
-            -PATCH < row - top < reach - PATCH and -PATCH < column - left < reach - PATCH for top, left in TEST_BLOCKS
-        )
+        if not any(-PATCH < row - top < TEST_BLOCK and -PATCH < column - left < TEST_BLOCK for top, left in TEST_BLOCKS)
     ]
 
 

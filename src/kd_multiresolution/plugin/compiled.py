@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 class CompiledEvaluation(Callback):
     """Has ``torch.compile`` compile the torch model, as one graph, when a test or a prediction begins.
 
-    The first batch of each size takes a minute. On a GPU ``reduce-overhead`` replays the graph as one launch.
+    The first batch of each size takes minutes on a CPU. On a GPU ``reduce-overhead`` replays the graph as one launch.
 
     Args:
         mode: one of ``torch.compile``'s.
@@ -34,6 +34,12 @@ class CompiledEvaluation(Callback):
         """Leave the model as it was found."""
         del trainer
         cast("Any", pl_module).model._compiled_call_impl = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Do so as well where a test does not come to its end."""
+        del exception
+        if trainer.testing or trainer.predicting:
+            self.on_test_end(trainer, pl_module)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do as :meth:`on_test_end`."""

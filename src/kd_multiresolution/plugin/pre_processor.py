@@ -55,7 +55,7 @@ def warn_of_other_normalization(pre_processor: PreProcessor | bool, source: str)
     except ValueError:
         return  # nothing is known to hold it against
     for step in _steps(getattr(pre_processor, "transform", None)):
-        theirs = [tuple(numbers) * (3 // len(numbers)) for numbers in (step.mean, step.std)]
+        theirs = [tuple(numbers) * (3 if len(numbers) == 1 else 1) for numbers in (step.mean, step.std)]
         if theirs != [mean, deviation]:
             logger.warning(
                 "pre_processor: it normalises images with mean %s and deviation %s, source %r was trained with %s and "

@@ -55,19 +55,21 @@ def packaged_weights() -> dict[str, Tensor]:
 
 
 def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the package's tensors under timm's names; those of another file as they are."""
-    if "_conv_stem.weight" not in weights:
-        return dict(weights)
+    """Return the package's tensors under timm's names; any others as they are."""
     return {timm_name(name): tensor for name, tensor in weights.items()}
 
 
 def timm_name(name: str) -> str:
-    """Return timm's name of one of the package's tensors: ``_blocks.1._bn0.bias`` is ``blocks.1.0.bn1.bias``."""
-    layer, _, rest = name.partition(".")
-    if layer != "_blocks":
-        return f"{OUTSIDE_BLOCKS[layer]}.{rest}"
-    index, layer, tensor = rest.split(".")
-    stages = [(stage, block) for stage, count in enumerate(BLOCKS_PER_STAGE) for block in range(count)]
-    stage, block = stages[int(index)]
-    layers = OTHER_BLOCKS if int(index) else FIRST_BLOCK
-    return f"blocks.{stage}.{block}.{layers[layer]}.{tensor}"
+    """Return timm's name of one of the package's tensors: ``_blocks.1._bn0.bias`` is ``blocks.1.0.bn1.bias``.
+
+    Any other name stays as it is.
+    """
+    match name.split("."):
+        case [layer, tensor] if layer in OUTSIDE_BLOCKS:
+            return f"{OUTSIDE_BLOCKS[layer]}.{tensor}"
+        case ["_blocks", index, layer, tensor]:
+            layers = OTHER_BLOCKS if int(index) else FIRST_BLOCK
+            stages = [f"{stage}.{block}" for stage, count in enumerate(BLOCKS_PER_STAGE) for block in range(count)]
+            if layer in layers and int(index) < len(stages):
+                return f"blocks.{stages[int(index)]}.{layers[layer]}.{tensor}"
+    return name

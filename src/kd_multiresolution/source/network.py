@@ -78,7 +78,8 @@ class Source(nn.Module):
             names, self.stages = build_stages(name, critical_points, download=download)
         network = self.stages.network.model if isinstance(self.stages, LevelStages) else self.stages
         if weights is not None:
-            found = efficientnet_lite0.renamed(read_file(Path(weights)))
+            found = read_file(Path(weights))
+            found = efficientnet_lite0.renamed(found) if installed else found
             load(network, found, f"source_weights={str(weights)!r} does not fit source={name!r}")
         elif pretrained and installed:
             load(network, efficientnet_lite0.packaged_weights(), f"{efficientnet_lite0.FILE} does not fit {name}")
