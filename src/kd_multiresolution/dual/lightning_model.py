@@ -90,7 +90,8 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         post_processor: anomalib's post-processor; true for one that does not clamp scores and has its threshold from
             ``false_alarm_rate``, false for raw scores.
         evaluator: anomalib's evaluator; true for AUROC and F1 score of images and pixels.
-        visualizer: anomalib's visualizer; false leaves out the pictures and the page about each test run.
+        visualizer: anomalib's visualizer; false leaves out the pictures, and the page about
+            each test and prediction; the table of scores stays.
         variant: no argument any more: ``paper`` is the model ``KdMultiresolution``.
 
     Raises:
@@ -200,7 +201,9 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Return anomalib's components, and what training consists of besides its steps."""
+        report = Report(pages=self.visualizer is not None)
         callbacks = [
+            report.raw_scores,
             *super().configure_callbacks(),
             self.epoch_seeds,
             self.training_cache,
@@ -209,9 +212,7 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
             self.epoch_limit,
             CalibratedEvaluation(),
         ]
-        if self.visualizer is not None:
-            callbacks.append(Report())
-        return callbacks
+        return [*callbacks, report]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return Muon over both cloners' weights, with one cycle of its rate."""

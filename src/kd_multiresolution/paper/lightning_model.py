@@ -100,7 +100,8 @@ class KdMultiresolution(PluginModule, AnomalibModule):
         pre_processor: anomalib's pre-processor; true for resizing (and normalising, if asked for), false for none.
         post_processor: anomalib's post-processor; true for one that does not clamp scores, false for raw scores.
         evaluator: anomalib's evaluator; true for AUROC and F1 score of images and pixels.
-        visualizer: anomalib's visualizer; false leaves out the pictures and the page about each test run.
+        visualizer: anomalib's visualizer; false leaves out the pictures, and the page about
+            each test and prediction; the table of scores stays.
         variant: no argument any more: ``dual`` is the model ``KdMultiresolutionDual``.
 
     Raises:
@@ -220,7 +221,9 @@ class KdMultiresolution(PluginModule, AnomalibModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Return anomalib's components, and the stop at convergence unless ``epochs`` or the user's own one rules."""
+        report = Report(pages=self.visualizer is not None)
         callbacks = [
+            report.raw_scores,
             *super().configure_callbacks(),
             self.epoch_seeds,
             self.training_cache,
@@ -228,8 +231,7 @@ class KdMultiresolution(PluginModule, AnomalibModule):
             FiniteLoss(),
             EpochLimit(self.epochs, lambda _: DEFAULT.epochs),
         ]
-        if self.visualizer is not None:
-            callbacks.append(Report())
+        callbacks.append(report)
         trainer_callbacks: list[Callback] = getattr(self.trainer, "callbacks", [])
         own = any(isinstance(callback, ConvergenceStopping) for callback in trainer_callbacks)
         if self.epochs is None and not own:

@@ -1,142 +1,168 @@
-"""The page about a test run: a histogram, the ROC curve, and the pictures to look at first."""
+"""The page about a test or a prediction: one file that needs no network, and shows what each threshold would cost."""
 
 from __future__ import annotations
 
-import math
+import json
+from base64 import b64encode
 from collections.abc import Sequence
-from textwrap import wrap
-from typing import Any, cast
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import Any, Literal
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from PIL import Image
-from sklearn.metrics import roc_auc_score, roc_curve
+from kd_multiresolution.results.decision import Decision
+from kd_multiresolution.results.judged import JudgedRun
+from kd_multiresolution.results.scored import ScoredImage, ScoredImages, roc, told_apart_at
+from kd_multiresolution.results.tiles import SMALLEST, Tile
 
-from kd_multiresolution.results.drawing import heat_map, mask, together
-from kd_multiresolution.results.judged import JudgedImage, JudgedRun
-from kd_multiresolution.results.scored import ScoredImages
-
-WIDTH, PLOTS_HEIGHT, HEADING, LINE = 12.0, 4.4, 0.45, 0.2  # inches
-COLUMNS = 3
-PICTURE_SIZE = (256, 256)
-WIDE = 1.5  # proportions from which on pictures stand one below the other
-CAPTION = 52  # characters in a line
-KINDS = ("normal", "defective")
-COLOURS = ("tab:green", "tab:red")
+ROOM = 14_000_000  # characters for pictures, of 15 MB for the page
+BOXES = 5  # of an image; scores.csv has more of them
 
 
-def draw_page(images: ScoredImages, run: JudgedRun) -> Figure:
-    """Return the page.
+@dataclass(frozen=True)
+class Setting:
+    """A line that sets a threshold.
+
+    Attributes:
+        where: such as "Command line".
+        line: what to type, with ``{threshold}`` for the raw score.
+    """
+
+    where: str
+    line: str
+
+
+@dataclass(frozen=True)
+class Heading:
+    """What the page is about.
+
+    Attributes:
+        stage: ``test`` or ``predict``.
+        model: its name.
+        about: further lines, such as the checkpoint and the time.
+        settings: lines that set a threshold.
+        normals: the good images that percentiles are told from, in words; empty if there are none.
+    """
+
+    stage: Literal["test", "predict"]
+    model: str
+    about: Sequence[str] = ()
+    settings: Sequence[Setting] = ()
+    normals: str = ""
+
+    @property
+    def title(self) -> str:
+        """The title of the page."""
+        return f"{'Test' if self.stage == 'test' else 'Prediction'} with {self.model}"
+
+
+def render_page(images: ScoredImages, run: JudgedRun, decision: Decision, heading: Heading) -> str:
+    """Return the page, HTML with all that it needs.
 
     Args:
-        images: predictions of at least one image.
+        images: at least one.
         run: what they have in common.
+        decision: how they were told apart.
+        heading: what the page is about.
     """
-    shown = {"most anomalous": images.most_anomalous, "nearest to the threshold": images.borderline}
-    rows = {title: [(image, _tile(image, run)) for image in some] for title, some in shown.items() if some}
-    heights = [PLOTS_HEIGHT, *map(_height, rows.values())]
-    figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
-    FigureCanvasAgg(figure)
-    plots, *parts = np.atleast_1d(cast("Any", figure.subfigures(len(heights), 1, height_ratios=heights)))
-    histogram, curve = plots.subplots(1, 2)
-    _draw_histogram(histogram, images, run)
-    _draw_roc(curve, images)
-    for part, (title, tiles) in zip(parts, rows.items(), strict=True):
-        part.suptitle(f"{title}: {_content([image for image, _ in tiles], run)}")
-        cells = part.subplots(math.ceil(len(tiles) / COLUMNS), COLUMNS, squeeze=False).flat
-        for axes, (image, tile) in zip(cells, tiles, strict=False):
-            axes.imshow(tile)
-            axes.set_title(_caption(image), fontsize="small")
-        for axes in part.axes:
-            axes.set_axis_off()
-    return figure
+    parts = files(__package__) / "page_files"
+    data = {
+        "axis": {"middle": decision.middle, "span": decision.span} if decision.span > 0 else None,
+        "threshold": None if decision.threshold is None else _digits(decision.threshold),
+        "normalised": run.scores.unit != "raw",
+        "normals": heading.normals,
+        "settings": [{"where": setting.where, "line": setting.line} for setting in heading.settings],
+        "roc": _curve(images.images),
+        "images": [_entry(image, tile) for image, tile in zip(images.images, images.tiles, strict=True)],
+    }
+    template = Template((parts / "report.html").read_text(encoding="utf-8"))
+    return template.substitute(
+        title=escape(heading.title),
+        about="".join(f"<li>{escape(line)}</li>" for line in heading.about),
+        notes="".join(f"<li>{escape(note)}</li>" for note in _notes(images, run, decision)),
+        style=(parts / "report.css").read_text(encoding="utf-8"),
+        script=(parts / "report.js").read_text(encoding="utf-8"),
+        # What a file is called must not end the element.
+        data=json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+    )
 
 
-def _draw_histogram(axes: Axes, images: ScoredImages, run: JudgedRun) -> None:
-    scores, truths, labels = (np.asarray(values) for values in (images.scores, images.truths, images.labels))
-    unit = "" if run.scores.unit == "unknown" else f"{run.scores.unit} "
-    axes.set(title=f"{len(scores)} test images", xlabel=f"{unit}score", ylabel="images")
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    bins = np.histogram_bin_edges(scores, bins=30)
-    for truth, (kind, colour) in enumerate(zip(KINDS, COLOURS, strict=True)):
-        of_kind = truths == truth
-        if not of_kind.any():
-            continue
-        called = f", {int(labels[of_kind].sum())} called defective" if len(labels) else ""
-        label = f"{int(of_kind.sum())} {kind}{called}"
-        axes.hist(scores[of_kind], bins.tolist(), alpha=0.6, color=colour, label=label)
-    if images.line is not None:
-        axes.axvline(images.line, color="black", linestyle="--", label=f"threshold {images.line:.4g}")
-    if (fitted := run.scores.fitted) is not None:
-        label = f"fitted threshold {fitted:.4g}, not the labels'"
-        axes.axvline(fitted, color="grey", linestyle=":", label=label)
-    _put_legend(axes)
+def _entry(image: ScoredImage, tile: Tile) -> dict[str, Any]:
+    marked = image.marked
+    return {
+        "name": image.name,
+        "path": image.path,
+        "truth": image.truth,
+        "raw": _digits(image.raw),
+        "score": round(image.score, 4),
+        "label": image.label,
+        "percentile": None if image.percentile is None else round(image.percentile, 1),
+        "marked": marked
+        and {
+            "area": marked.area,
+            "regions": marked.regions,
+            "boxes": marked.boxes[:BOXES],
+            "frame": f"{marked.width} x {marked.height} pixels of {'the file' if marked.of_file else 'what it saw'}",
+        },
+        "width": tile.width,
+        "height": tile.height,
+        "picture": b64encode(tile.picture).decode(),
+        "heat": b64encode(tile.heat).decode(),
+        "mask": tile.mask,
+        "outline": tile.outline,
+    }
 
 
-def _draw_roc(axes: Axes, images: ScoredImages) -> None:
-    scores, truths, labels = (np.asarray(values) for values in (images.scores, images.truths, images.labels))
-    axes.set(xlabel="share of normal images called defective", ylabel="share of defective ones")
-    if len({*images.truths}) < len(KINDS):
-        axes.set_title("no ROC curve: the test set has one kind of images")
-        axes.set_axis_off()
-        return
-    false_alarms, found, _ = roc_curve(truths, scores, drop_intermediate=False)
-    axes.set_title(f"ROC curve, AUROC {roc_auc_score(truths, scores):.4f}")
-    axes.plot(false_alarms, found)
-    axes.plot([0, 1], [0, 1], color="lightgrey", zorder=0)
-    if len(labels):
-        at = [float(labels[truths == truth].mean()) for truth in range(len(KINDS))]
-        axes.plot(*at, "o", color="black", label=f"as labelled: {at[0]:.1%} false alarms, {at[1]:.1%} found")
-        _put_legend(axes)
+def _curve(images: Sequence[ScoredImage]) -> dict[str, Any] | None:
+    if (found := roc(images)) is None:
+        return None
+    points, area = found
+    return {"points": [(round(x, 5), round(y, 5)) for x, y in points], "area": round(area, 4)}
 
 
-def _put_legend(axes: Axes) -> None:
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), fontsize="small", ncols=2, frameon=False)
+def _notes(images: ScoredImages, run: JudgedRun, decision: Decision) -> list[str]:
+    """Say what is to be known of the figures and pictures."""
+    notes = []
+    truths = {image.truth for image in images.images}
+    if decision.origin:
+        optimistic = " Figures at this threshold are optimistic." if decision.optimistic else ""
+        notes.append(f"{decision.origin}.{optimistic}")
+    if decision.threshold is None:
+        notes.append("No threshold is known. The line begins where no good image, or none at all, lies above it.")
+    elif not told_apart_at(images.images, decision.threshold):
+        notes.append("The images were not labelled by this threshold: a post-processor of another kind has decided.")
+    if run.scores.fitted is not None:
+        fitted, used = run.scores.fitted, run.scores.threshold
+        notes.append(f"The threshold that was fitted is {fitted:.4g}; labels were given by {used:.4g}.")
+    if truths == {None}:
+        notes.append("Nobody says which images are good: there are no false alarms and misses to count.")
+    elif True not in truths:
+        notes.append("There are no defective images among them: misses cannot be counted, and there is no ROC curve.")
+    elif False not in truths:
+        notes.append("There are no good images among them: false alarms cannot be counted, and there is no ROC curve.")
+    if any(tile.own_range for tile in images.tiles):
+        notes.append("Heat maps are raw: each has colours of its own range, and cannot be compared with another.")
+    if all(tile.outline is None for tile in images.tiles):
+        notes.append("No pixels were marked as defective: no threshold of pixels is known, or there are no maps.")
+    return [*notes, *_sizes(images.tiles)]
 
 
-def _tile(image: JudgedImage, run: JudgedRun) -> Image.Image:
-    """Return the pictures of an image side by side, or one below the other if they are wide."""
-    picture = run.view.picture(image.image, image.path, PICTURE_SIZE)
-    pictures = [picture]
-    if image.true_mask is not None:
-        pictures.append(mask(image.true_mask, picture))
-    if (scores := image.anomaly_map) is not None:
-        pictures.append(heat_map(picture, run.maps.colours(scores), run.maps.marked(scores, image.predicted_mask)))
-    return together(pictures, below=picture.width > WIDE * picture.height)
+def _sizes(tiles: Sequence[Tile]) -> list[str]:
+    shown = [tile for tile in tiles if tile.picture]
+    left_out = len(tiles) - len(shown)
+    notes = []
+    if shown:
+        width, height = max((tile.width, tile.height) for tile in shown)
+        notes.append(f"Pictures are small, up to {width} x {height} pixels here, so that the page stays below 15 MB.")
+    if left_out:
+        notes.append(
+            f"{left_out} images have no picture, for want of room at {SMALLEST} pixels each: those not known to be "
+            "defective that have the lowest scores."
+        )
+    return notes
 
 
-def _content(images: Sequence[JudgedImage], run: JudgedRun) -> str:
-    """Say what the pictures of images show."""
-    parts = ["image"]
-    if any(image.true_mask is not None for image in images):
-        parts.append("true mask")
-    maps = [(scores, image.predicted_mask) for image in images if (scores := image.anomaly_map) is not None]
-    if any(run.maps.has_own_range(scores) for scores, _ in maps):
-        parts.append("raw heat map, each with colours of its own range")
-    elif any(run.maps.marked(scores, marks) is None for scores, marks in maps):
-        parts.append("heat map")
-    elif maps:
-        where = "pixels are marked" if run.maps.fitted is None else "it is above the fitted threshold"
-        parts.append(f"heat map where {where}")
-    return ", ".join(parts)
-
-
-def _caption(image: JudgedImage) -> str:
-    """Return the name of an image, its score, what it is, and what it was called."""
-    said = [f"{image.score:.3g}"]
-    if image.truth is not None:
-        said.append(KINDS[image.truth])
-    if image.label is not None:
-        said.append(f"called {KINDS[image.label]}")
-    return "\n".join([*wrap(image.name, CAPTION), ", ".join(said)])
-
-
-def _height(tiles: Sequence[tuple[JudgedImage, Image.Image]]) -> float:
-    """Return how many inches pictures take, with their captions and the heading."""
-    width = WIDTH / COLUMNS
-    highest = max(min(width, width * tile.height / tile.width) for _, tile in tiles)
-    lines = max(_caption(image).count("\n") + 1 for image, _ in tiles)
-    return HEADING + math.ceil(len(tiles) / COLUMNS) * (highest + LINE * lines)
+def _digits(score: float) -> float:
+    """Return a score with the digits that tell it from others of its precision."""
+    return float(f"{score:.9g}")

@@ -1,86 +1,164 @@
-"""Writes the page about each test run, and says where it is."""
+"""Writes the table and the page about each test and prediction, and says where they are."""
 
 from __future__ import annotations
 
 import logging
 import re
 import tempfile
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from anomalib.data import ImageBatch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
+from kd_multiresolution.results.decision import Decision
 from kd_multiresolution.results.judged import JudgedRun
-from kd_multiresolution.results.page import draw_page
+from kd_multiresolution.results.page import ROOM, Heading, render_page
 from kd_multiresolution.results.scored import ScoredImages
+from kd_multiresolution.results.scores_file import stage_of, write_scores
+from kd_multiresolution.results.view import datasets
 
 logger = logging.getLogger(__name__)
 
-REPORT_FILE = "report.png"
+REPORT_FILE = "report.html"
+SCORES_FILE = "scores.csv"
 
 
-class Report(Callback):
-    """Writes one page about every test run, ``report.png``, into the run's folder.
-
-    A histogram of the scores of normal and defective images, with the threshold that the labels were given by, the ROC
-    curve where the test set has both kinds, and image, true mask and heat map of the most anomalous images and of those
-    nearest to the threshold. How many were called defective is counted from the labels. Heat maps lie on what the
-    post-processor marked, and on the whole image where it marks nothing. Without a fitted threshold nothing is nearest
-    to it.
-    """
+class RawScores(Callback):
+    """Keeps the scores that the model gave for a batch; to stand before the post-processor, which changes them."""
 
     def __init__(self) -> None:
-        self.run = JudgedRun()
-        self.images = ScoredImages()
-        self.page: Path | None = None
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget an earlier run, and see what decides in this one."""
-        self.run = JudgedRun.of(trainer, pl_module)
-        self.images = ScoredImages(self.run.scores.threshold)
-        self.page = None
+        self.scores: list[float] = []
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: ImageBatch, *args: Any, **kwargs: Any
     ) -> None:
-        """Take in the scores of a batch."""
+        """Keep them."""
         del trainer, pl_module, outputs, args, kwargs
-        self.images.add(batch, self.run)
+        self.scores = cast("Tensor", batch.pred_score).detach().float().flatten().tolist()
+
+    def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Do as :meth:`on_test_batch_end`."""
+        self.on_test_batch_end(*args, **kwargs)
+
+
+class Report(Callback):
+    """Writes ``scores.csv`` and ``report.html`` about every test and prediction into the run's folder.
+
+    The table has a line for each image, the page its picture, true mask, heat map and the outline of what was marked,
+    beside the distribution of scores with a threshold to be moved. A prediction never overwrites what a test has
+    written, nor the other way round: the later one goes into a folder ``test`` or ``predict`` then.
+
+    Args:
+        pages: write the page as well as the table.
+    """
+
+    def __init__(self, *, pages: bool = True) -> None:
+        self.pages = pages
+        self.raw_scores = RawScores()
+        self.run = JudgedRun()
+        self.decision = Decision()
+        self.images = ScoredImages()
+        self.written: list[Path] = []
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget an earlier run, and see what decides in this one."""
+        self.run = JudgedRun.of(trainer, pl_module)
+        self.decision = Decision.of(trainer, pl_module)
+        self.images = ScoredImages(ROOM if self.pages else 0, _count(trainer))
+        self.written = []
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do as :meth:`on_test_start`."""
+        self.on_test_start(trainer, pl_module)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: ImageBatch, *args: Any, **kwargs: Any
+    ) -> None:
+        """Take in what was said of a batch."""
+        del trainer, outputs, args, kwargs
+        learnt = getattr(pl_module, "learnt", None)  # what a checkpoint knows of good images
+        for index, raw in enumerate(self.raw_scores.scores):
+            percentile = None if learnt is None else learnt.percentile(raw)
+            self.images.add(self.run.image(batch, index), raw, self.run, percentile)
+
+    def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Do as :meth:`on_test_batch_end`."""
+        self.on_test_batch_end(*args, **kwargs)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the page; of several processes the first one does.
+        """Write the table and the page; of several processes the first one does."""
+        self._write(trainer, pl_module, "test")
 
-        Lightning gives each process equally many images, and repeats one for that; it is then counted twice, as in the
-        metrics.
-        """
-        del pl_module
-        images = self.images
-        if trainer.world_size > 1:
-            parts: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(parts, images)
-            images = ScoredImages(images.threshold)
-            for part in parts:
-                images.merge(part)
-        self.images = ScoredImages()
-        if trainer.is_global_zero and images.scores:
-            folder = Path(trainer.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            self.page = folder / REPORT_FILE
-            draw_page(images, self.run).savefig(self.page)
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do as :meth:`on_test_end`."""
+        self._write(trainer, pl_module, "predict")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Say where the page and the pictures are, if they stay there."""
+        """Say where they and the pictures are, if they stay there."""
         folder = Path(trainer.default_root_dir)
         if not trainer.is_global_zero or stage not in {"test", "predict"} or _vanishes(folder):
             return
-        if self.page is not None and stage == "test":
-            logger.info("Report: %s", self.page)
+        for path in self.written:
+            logger.info("%s: %s", "Report" if path.name == REPORT_FILE else "Scores", path)
+        self.written = []
         model = cast("Any", pl_module)
         pictures = Path(getattr(model.visualizer, "output_dir", None) or folder / "images")
         if model.visualizer is not None and pictures.is_dir():
             logger.info("Heat maps: %s (source: %s)", pictures, model.model.source)
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule, stage: Literal["test", "predict"]) -> None:
+        images = self.images
+        if trainer.world_size > 1:
+            parts: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(parts, images)
+            images = ScoredImages(images.room, images.expected)
+            for part in parts:
+                images.merge(part)
+        self.images = ScoredImages()
+        if not trainer.is_global_zero or not images.images:
+            return
+        folder = _folder(Path(trainer.default_root_dir), stage)
+        scale = self.run.scores
+        self._put(folder / SCORES_FILE, lambda path: write_scores(path, images.images, scale, stage))
+        if self.pages:
+            page = render_page(images, self.run, self.decision, _heading(trainer, pl_module, stage))
+            self._put(folder / REPORT_FILE, lambda path: path.write_text(page, encoding="utf-8"))
+
+    def _put(self, path: Path, write: Callable[[Path], Any]) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path)
+        except OSError as error:  # a table that a spreadsheet has open must not cost the run its figures
+            logger.error("%s could not be written (%s).", path, error)
+        else:
+            self.written.append(path)
+
+
+def _heading(trainer: Trainer, pl_module: LightningModule, stage: Literal["test", "predict"]) -> Heading:
+    name = getattr(pl_module, "name", type(pl_module).__name__)
+    about = [datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")]
+    if trainer.ckpt_path:
+        about.append(f"Checkpoint {trainer.ckpt_path}")
+    return Heading(stage, name, about, normals=getattr(getattr(pl_module, "learnt", None), "origin", ""))
+
+
+def _folder(folder: Path, stage: str) -> Path:
+    """Return where a test or a prediction writes: beside what the other has written, never over it."""
+    before = stage_of(folder / SCORES_FILE)
+    return folder if before in {None, stage} else folder / stage
+
+
+def _count(trainer: Trainer) -> int | None:
+    """Return how many images a test or a prediction has, if its data sets say."""
+    try:
+        return sum(len(data) for data in datasets(trainer))
+    except TypeError:  # one that is only gone through
+        return None
 
 
 def _vanishes(folder: Path) -> bool:

@@ -1,101 +1,138 @@
-"""The scores of a test run, what was made of them, and the images that are looked at first."""
+"""The images of a test or a prediction: what was said of each, and small pictures of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
-from anomalib.data import ImageBatch
-from torch import Tensor
+import numpy as np
+from sklearn.metrics import roc_auc_score, roc_curve
 
 from kd_multiresolution.results.judged import JudgedImage, JudgedRun
+from kd_multiresolution.results.marks import Marked, outline
+from kd_multiresolution.results.tiles import Tile, fit, pictured, side_for
 
-PICTURES = 6  # of either kind
-ROUNDING = 1e-3  # of scores in half precision
+ROUNDING = 1e-3  # of scores in half precision, as a share of their range
+
+
+@dataclass(frozen=True)
+class ScoredImage:
+    """An image, and what was said of it.
+
+    Attributes:
+        path: its file, or its name in a data set in memory; empty if there is neither.
+        name: as much of it as tells the images of the run apart.
+        raw: the score that the model gave.
+        score: the one that the post-processor made of it.
+        label: whether the post-processor called it defective; ``None`` if it said nothing.
+        truth: whether it is; ``None`` if that is not known.
+        percentile: share of held-out normal images whose score is at most this one's, in percent; ``None`` if unknown.
+        marked: what was marked in it; ``None`` if nothing says.
+    """
+
+    path: str
+    name: str
+    raw: float
+    score: float
+    label: bool | None = None
+    truth: bool | None = None
+    percentile: float | None = None
+    marked: Marked | None = None
 
 
 @dataclass
 class ScoredImages:
-    """What the page shows of a test run.
+    """The images of a test or a prediction, in the order in which they came.
 
     Attributes:
-        threshold: the score from which the nearest are told; ``None`` if there is none.
-        scores: of all images, (N,).
-        truths: whether they are defective, (N,).
-        labels: whether they were called defective, (N,); empty if nothing was said.
-        most_anomalous: the images with the highest scores, the highest first.
-        nearest: those nearest to the threshold, the nearest first; twice as many, since the others may be among them.
+        room: characters of the page for their pictures; 0 if there is no page.
+        expected: how many images there will be; ``None`` if nobody knows.
+        images: what was said of them.
+        tiles: what the page shows of them; empty if there is no page.
     """
 
-    threshold: float | None = None
-    scores: list[float] = field(default_factory=list)
-    truths: list[bool] = field(default_factory=list)
-    labels: list[bool] = field(default_factory=list)
-    most_anomalous: list[JudgedImage] = field(default_factory=list)
-    nearest: list[JudgedImage] = field(default_factory=list)
+    room: int = 0
+    expected: int | None = None
+    images: list[ScoredImage] = field(default_factory=list)
+    tiles: list[Tile] = field(default_factory=list)
+    _side: float = 0.0  # of the largest pictures, in pixels
+    _length: int = 0  # of all tiles
 
-    def add(self, batch: ImageBatch, run: JudgedRun) -> None:
-        """Add the predictions of a batch, and keep those of its pictures that may come onto the page.
+    def __post_init__(self) -> None:
+        self._side = side_for(self.expected, self.room)
 
-        Images of which nobody says whether they are defective are left out.
+    def add(self, image: JudgedImage, raw: float, run: JudgedRun, percentile: float | None = None) -> None:
+        """Add an image; where there is a page, with pictures.
+
+        Args:
+            image: which one.
+            raw: the score that the model gave.
+            run: what all images have in common.
+            percentile: of held-out normal images.
         """
-        if batch.gt_label is None:
-            return
-        scores = cast("Tensor", batch.pred_score).detach().float().flatten().tolist()
-        truths = batch.gt_label.bool().flatten().tolist()
-        given = batch.pred_label if run.scores.decides else None
-        labels = [] if given is None else given.bool().flatten().tolist()
-        highest = _first(range(len(scores)), PICTURES, lambda i: -scores[i])
-        nearest = _first(range(len(scores)), 2 * PICTURES, lambda i: self._distance(scores[i]))
-        images = {i: run.image(batch, i) for i in {*highest, *nearest}}
-        self.merge(
-            ScoredImages(None, scores, truths, labels, [images[i] for i in highest], [images[i] for i in nearest])
-        )
+        frame = run.view.frame(image.image, image.path)
+        scores = image.anomaly_map
+        marks = None if scores is None else run.maps.marked(scores, image.predicted_mask)
+        self.images.append(
+            ScoredImage(
+                path=image.path, name=image.name or f"image {len(self.images) + 1}", raw=raw, score=image.score,
+                label=image.label, truth=image.truth, percentile=percentile,
+                marked=None if marks is None else Marked.of(marks, frame),
+            )
+        )  # fmt: skip
+        if self.room:
+            # Twice the size of what the model saw shows all that it could see.
+            side = max(1, round(min(self._side, 2 * max(image.image.shape[-2:]))))
+            tile = pictured(frame.picture((side, side)), None if scores is None else run.maps.colours(scores))
+            tile = replace(
+                tile,
+                mask=None if image.true_mask is None else outline(image.true_mask),
+                outline=None if marks is None else outline(marks),
+                own_range=scores is not None and run.maps.has_own_range(scores),
+            )
+            self._take([tile])
 
     def merge(self, other: ScoredImages) -> None:
-        """Add other predictions, such as another process's."""
-        self.scores += other.scores
-        self.truths += other.truths
-        self.labels += other.labels
-        highest = _single(self.most_anomalous + other.most_anomalous)
-        nearest = _single(self.nearest + other.nearest)
-        self.most_anomalous = _first(highest, PICTURES, lambda image: -image.score)
-        self.nearest = _first(nearest, 2 * PICTURES, lambda image: self._distance(image.score))
+        """Add another process's images, without those that Lightning repeats so that each process has as many."""
+        known = {image.path for image in self.images if image.path}
+        new = [number for number, image in enumerate(other.images) if image.path not in known]
+        self.images += [other.images[number] for number in new]
+        if self.room:
+            self._take([other.tiles[number] for number in new])
 
-    @property
-    def line(self) -> float | None:
-        """The threshold, if it is what the labels were given by."""
-        if self.threshold is None or not self.labels:
-            return None
-        slack = ROUNDING * max(1.0, abs(self.threshold))
-        labelled = zip(self.scores, self.labels, strict=True)
-        fits = all(
-            (score > self.threshold - slack) if label else (score <= self.threshold + slack)
-            for score, label in labelled
-        )
-        return self.threshold if fits else None
-
-    @property
-    def borderline(self) -> list[JudgedImage]:
-        """The images nearest to the threshold, without the most anomalous ones, the nearest first."""
-        if self.line is None:
-            return []
-        shown = {_key(image) for image in self.most_anomalous}
-        return [image for image in self.nearest if _key(image) not in shown][:PICTURES]
-
-    def _distance(self, score: float) -> float:
-        return abs(score - (self.threshold or 0.0))
+    def _take(self, tiles: list[Tile]) -> None:
+        self.tiles += tiles
+        self._length += sum(tile.length for tile in tiles)
+        if self._length <= self.room:
+            return
+        # Pictures of good images with low scores are missed least.
+        order = sorted(range(len(self.tiles)), key=lambda i: (self.images[i].truth is not True, -self.images[i].raw))
+        fitted, factor = fit([self.tiles[number] for number in order], self.room)
+        for number, tile in zip(order, fitted, strict=True):
+            self.tiles[number] = tile
+        self._side *= factor
+        self._length = sum(tile.length for tile in self.tiles)
 
 
-def _first(values: Iterable[Any], count: int, key: Callable[[Any], float]) -> list[Any]:
-    return sorted(values, key=key)[:count]
+def told_apart_at(images: Iterable[ScoredImage], threshold: float | None) -> bool:
+    """Return whether the labels are those of this threshold of raw scores, but for rounding."""
+    labelled = [(image.raw, image.label) for image in images if image.label is not None]
+    if threshold is None or not labelled:
+        return False
+    raws = [raw for raw, _ in labelled]
+    slack = ROUNDING * max(abs(threshold), max(raws) - min(raws))
+    return all(raw > threshold - slack if label else raw <= threshold + slack for raw, label in labelled)
 
 
-def _key(image: JudgedImage) -> Any:
-    return image.path or id(image)
+def roc(images: Iterable[ScoredImage]) -> tuple[list[tuple[float, float]], float] | None:
+    """Return the points of the ROC curve (share of false alarms, share of defective images found) and the area below.
 
-
-def _single(images: Sequence[JudgedImage]) -> list[JudgedImage]:
-    """Return images without those that Lightning repeats, so that each process has as many."""
-    return [*{_key(image): image for image in images}.values()]
+    Returns:
+        ``None`` unless there are good and defective images.
+    """
+    known = [(image.truth, image.raw) for image in images if image.truth is not None]
+    truths, raws = (np.array(values) for values in zip(*known, strict=True)) if known else (np.array([]),) * 2
+    if len({*truths.tolist()}) < 2:
+        return None
+    false_alarms, found, _ = roc_curve(truths, raws)
+    return [*zip(false_alarms.tolist(), found.tolist(), strict=True)], float(roc_auc_score(truths, raws))

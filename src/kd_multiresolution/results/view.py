@@ -37,6 +37,31 @@ class Box(NamedTuple):
     bottom: float
 
 
+class Frame(NamedTuple):
+    """What a model saw of an image.
+
+    Attributes:
+        seen: as the model was given it, without its normalisation: (3, H, W), in [0, 1].
+        file: its file, (3, H, W), in [0, 1], if it is known which part of it that is.
+        box: this part.
+    """
+
+    seen: Tensor
+    file: Tensor | None = None
+    box: Box | None = None
+
+    def picture(self, size: tuple[int, int]) -> Image.Image:
+        """Return the picture, which has as many pixels as one of this width and height, in its own proportions."""
+        picture: Image.Image = to_pil_image(self.seen)
+        proportions = picture.width / picture.height
+        if self.file is not None and (box := self.box) is not None:
+            proportions = (box.right - box.left) / (box.bottom - box.top)
+            if min(box) >= 0 and box.right <= self.file.shape[-1] and box.bottom <= self.file.shape[-2]:
+                whole: Image.Image = to_pil_image(self.file)
+                return whole.resize(_sides(size, proportions), box=box)
+        return picture.resize(_sides(size, proportions))
+
+
 class ModelView:
     """Shows the part of an image file that a model saw, in the file's proportions and as sharp as the file has it.
 
@@ -79,6 +104,20 @@ class ModelView:
             image = (image - low) / (high - low).clamp_min(torch.finfo(image.dtype).tiny)
         return image.clamp(0, 1)
 
+    def frame(self, image: Tensor, path: str | None) -> Frame:
+        """Return what the model saw of an image.
+
+        Args:
+            image: as the model was given it, (3, H, W).
+            path: its file, if there is one.
+        """
+        seen = self.seen(image)
+        if path is not None and Path(path).is_file():
+            file = cast("Tensor", read_image(path, as_tensor=True))
+            if box := self._box(seen, file, path):
+                return Frame(seen, file, box)
+        return Frame(seen)
+
     def picture(self, image: Tensor, path: str | None, size: tuple[int, int]) -> Image.Image:
         """Return the picture of an image.
 
@@ -87,17 +126,7 @@ class ModelView:
             path: its file, if there is one.
             size: a width and a height: the picture has as many pixels, in its own proportions.
         """
-        seen = self.seen(image)
-        picture: Image.Image = to_pil_image(seen)
-        proportions = picture.width / picture.height
-        if path is not None and Path(path).is_file():
-            file = cast("Tensor", read_image(path, as_tensor=True))
-            if box := self._box(seen, file, path):
-                proportions = (box.right - box.left) / (box.bottom - box.top)
-                if min(box) >= 0 and box.right <= file.shape[-1] and box.bottom <= file.shape[-2]:
-                    whole: Image.Image = to_pil_image(file)
-                    return whole.resize(_sides(size, proportions), box=box)
-        return picture.resize(_sides(size, proportions))
+        return self.frame(image, path).picture(size)
 
     def _box(self, seen: Tensor, file: Tensor, path: str) -> Box | None:
         again = self._transformed(file)
