@@ -1,110 +1,155 @@
+"""The table and the page that tests and predictions write."""
+
 from __future__ import annotations
 
+import csv
+import logging
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from anomalib.data import Folder, ImageBatch
+from anomalib.data import Folder
 from anomalib.engine import Engine
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from PIL import Image
 
-from kd_multiresolution import KdMultiresolution
-from kd_multiresolution.results.judged import JudgedRun, Scale
-from kd_multiresolution.results.page import draw_page
+from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
 from kd_multiresolution.results.report import _vanishes
-from kd_multiresolution.results.scored import ScoredImages
 from tests.data.generated import write_noise_folders
+from tests.results.generated import SIZE, data_of
 
-SIZE = 32
-RUN = JudgedRun(scores=Scale("normalised", 0.5), maps=Scale("normalised", 0.5))
-RAW = JudgedRun(scores=Scale("raw"), maps=Scale("raw"))
-
-
-def batch(scores: list[float], labels: list[int]) -> ImageBatch:
-    maps = torch.rand(len(scores), 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    names = [f"memory/{score}" for score in scores]
-    return ImageBatch(
-        image=maps.expand(-1, 3, -1, -1), gt_label=torch.tensor(labels).bool(), pred_score=torch.tensor(scores),
-        pred_label=torch.tensor(scores) > 0.5, anomaly_map=maps, image_path=names,
-    )  # fmt: skip
+BOTH = pytest.mark.parametrize("kind", [KdMultiresolution, KdMultiresolutionDual])
 
 
-def scored(run: JudgedRun = RUN) -> ScoredImages:
-    images = ScoredImages(run.scores.threshold)
-    images.add(batch([0.1, 0.52, 0.2], [0, 0, 0]), run)
-    images.add(batch([0.9, 0.4, 0.7, 0.6, 0.8], [1, 1, 1, 1, 1]), run)
-    return images
+@pytest.fixture
+def noise(tmp_path: Path) -> Path:
+    write_noise_folders(tmp_path / "noise", 4)
+    return tmp_path / "noise"
 
 
-def plots(figure: Figure) -> tuple[Axes, Axes]:
-    histogram, curve, *_ = figure.axes
-    return histogram, curve
+def folder(root: Path, **arguments: Any) -> Folder:
+    return Folder("noise", root=root, num_workers=0, **{"normal_dir": "good", "abnormal_dir": "bad", **arguments})
 
 
-def legend(axes: Axes) -> list[str]:
-    return [text.get_text() for text in axes.get_legend().get_texts()]
+def engine(root: Path) -> Engine:
+    return Engine(default_root_dir=root, logger=False, accelerator="cpu", enable_progress_bar=False)
 
 
-def test_pictures_are_the_highest_and_the_nearest_to_the_threshold() -> None:
-    images = scored()
-    assert [picture.score for picture in images.most_anomalous] == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.52, 0.4])
-    assert [picture.score for picture in images.nearest[:6]] == pytest.approx([0.52, 0.4, 0.6, 0.7, 0.2, 0.8])
-    assert [picture.name for picture in images.most_anomalous[:2]] == ["memory/0.9", "memory/0.8"]
+def small(kind: Any = KdMultiresolution, **arguments: Any) -> Any:
+    return kind("small_vgg", critical_points=["pool2", "pool3", "pool4"], image_size=SIZE, **arguments)
 
 
-def test_processes_together_show_what_one_does() -> None:
-    parts = [ScoredImages(0.5), ScoredImages(0.5)]
-    parts[0].add(batch([0.1, 0.52, 0.2], [0, 0, 0]), RUN)
-    parts[1].add(batch([0.9, 0.4, 0.7, 0.6, 0.8], [1, 1, 1, 1, 1]), RUN)
-    joined = ScoredImages(0.5)
-    for part in parts:
-        joined.merge(part)
-    assert joined.scores == scored().scores
-    assert [picture.name for picture in joined.borderline] == [picture.name for picture in scored().borderline]
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return [*csv.DictReader(file)]
 
 
-def test_page_counts_false_alarms_and_misses() -> None:
-    histogram, curve = plots(draw_page(scored(), RUN))
-    assert legend(histogram) == ["3 normal, 1 called defective", "5 defective, 4 called defective", "threshold 0.5"]
-    assert legend(curve) == ["as labelled: 33.3% false alarms, 80.0% found"]
-    assert curve.get_title() == "ROC curve, AUROC 0.9333"
+@BOTH
+def test_a_test_run_writes_its_table_and_its_page(tmp_path: Path, noise: Path, kind: Any) -> None:
+    runner, model = engine(tmp_path), small(kind)
+    data = folder(noise, val_split_mode="same_as_test")
+    runner.validate(model, datamodule=data)
+    runner.test(model, datamodule=data)
+    [table], [page] = tmp_path.rglob("scores.csv"), tmp_path.rglob("report.html")
+    assert table.parent == page.parent == Path(runner.trainer.default_root_dir)
+    known = data_of(page.read_text(encoding="utf-8"))
+    written = rows(table)
+    assert {Path(row["path"]).parent.name: row["true_label"] for row in written} == {"good": "good", "bad": "defective"}
+    assert [row["path"] for row in written] == [image["path"] for image in known["images"]]
+    raws = [float(row["raw_score"]) for row in written]
+    assert raws == [image["raw"] for image in known["images"]]
+    if kind is KdMultiresolutionDual:
+        return  # its threshold comes from training
+    assert [row["decision"] == "defective" for row in written] == [raw > known["threshold"] for raw in raws]
+    x = [2 * (raw - known["axis"]["middle"]) / known["axis"]["span"] for raw in raws]
+    normalised = [0.5 + value / (1 + abs(value)) / 2 for value in x]
+    assert [float(row["normalised_score"]) for row in written] == pytest.approx(normalised, abs=1e-5)
+    assert {row["frame"] for row in written} == {"file 48x40"}
 
 
-def test_page_without_threshold_has_nothing_borderline() -> None:
-    images = scored(RAW)
-    assert images.borderline == []
-    figure = draw_page(images, RAW)
-    assert legend(plots(figure)[0]) == ["3 normal", "5 defective"]
-    assert plots(figure)[0].get_xlabel() == "raw score"
-    assert len(figure.axes) == 2 + len(images.most_anomalous)
+@BOTH
+def test_a_prediction_of_a_folder_ends_with_both(tmp_path: Path, noise: Path, kind: Any) -> None:
+    engine(tmp_path / "results").predict(small(kind), data_path=noise / "bad")
+    [table], [page] = tmp_path.rglob("scores.csv"), tmp_path.rglob("report.html")
+    assert len(rows(table)) == 4
+    assert {(row["run"], row["true_label"], row["decision"]) for row in rows(table)} == {("predict", "", "")}
+    assert [image["truth"] for image in data_of(page.read_text(encoding="utf-8"))["images"]] == [None] * 4
 
 
-def test_page_of_one_kind_says_that_there_is_no_curve() -> None:
-    images = ScoredImages(0.5)
-    images.add(batch([0.1, 0.6], [0, 0]), RUN)
-    histogram, curve = plots(draw_page(images, RUN))
-    assert legend(histogram) == ["2 normal, 1 called defective", "threshold 0.5"]
-    assert curve.get_title().startswith("no ROC curve")
+def test_a_prediction_does_not_overwrite_a_test(tmp_path: Path, noise: Path) -> None:
+    runner, model, data = engine(tmp_path), small(), folder(noise)
+    runner.test(model, datamodule=data)
+    root = Path(runner.trainer.default_root_dir)
+    before = {name: (root / name).read_bytes() for name in ("scores.csv", "report.html")}
+    for _ in range(2):
+        runner.predict(model, datamodule=data)
+    assert before == {name: (root / name).read_bytes() for name in before}
+    assert [row["run"] for row in rows(root / "predict" / "scores.csv")] == ["predict"] * len(rows(root / "scores.csv"))
+    assert (root / "predict" / "report.html").is_file()
+    assert len([*tmp_path.rglob("scores.csv")]) == 2
 
 
-@pytest.mark.parametrize(("visualizer", "fitted"), [(True, True), (True, False), (False, True)])
-def test_a_test_run_writes_its_page(tmp_path: Path, visualizer: bool, fitted: bool) -> None:
-    write_noise_folders(tmp_path, 4)
-    data = Folder("noise", root=tmp_path, normal_dir="good", abnormal_dir="bad", num_workers=0)
-    model = KdMultiresolution("small_vgg", image_size=SIZE, visualizer=visualizer)
-    engine = Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu")
-    if fitted:
-        engine.validate(model, datamodule=data)
-    engine.test(model, datamodule=data)
-    pages = list(tmp_path.rglob("report.png"))
-    assert len(pages) == int(visualizer)
-    for page in pages:
-        assert page.parent == Path(engine.trainer.default_root_dir)
-        with Image.open(page) as picture:
-            assert picture.width == 1200
+def test_without_pictures_the_table_stays(tmp_path: Path, noise: Path) -> None:
+    engine(tmp_path).test(small(visualizer=False), datamodule=folder(noise))
+    assert len([*tmp_path.rglob("scores.csv")]) == 1
+    assert not [*tmp_path.rglob("report.html")]
+
+
+def test_good_images_alone_have_a_page(tmp_path: Path, noise: Path) -> None:
+    data = folder(noise, abnormal_dir=None, test_split_ratio=0.5)
+    engine(tmp_path).test(small(evaluator=False), datamodule=data)
+    [page] = tmp_path.rglob("report.html")
+    assert "There are no defective images among them" in page.read_text(encoding="utf-8")
+
+
+def test_images_of_which_nobody_says_what_they_are_are_in_both(tmp_path: Path, noise: Path) -> None:
+    data = folder(noise)
+    data.setup()
+    loader = data.test_dataloader()
+    collate = loader.collate_fn
+    loader.collate_fn = lambda items: collate(items).update(gt_label=None, gt_mask=None)
+    engine(tmp_path).test(small(anomaly_map="discrepancy", evaluator=False), dataloaders=loader)
+    [table] = tmp_path.rglob("scores.csv")
+    assert {row["true_label"] for row in rows(table)} == {""}
+
+
+def test_percentiles_come_from_what_the_checkpoint_knows(tmp_path: Path, noise: Path) -> None:
+    model = small()
+    model.learnt = SimpleNamespace(percentile=lambda raw: 12.3456 if raw >= 0 else None, origin="held-out images")
+    engine(tmp_path).test(model, datamodule=folder(noise))
+    [table], [page] = tmp_path.rglob("scores.csv"), tmp_path.rglob("report.html")
+    assert {row["percentile_of_held_out_normals"] for row in rows(table)} == {"12.35"}
+    known = data_of(page.read_text(encoding="utf-8"))
+    assert known["normals"] == "held-out images"
+    assert {image["percentile"] for image in known["images"]} == {12.3}
+
+
+def test_a_file_that_cannot_be_written_costs_the_run_nothing(
+    tmp_path: Path, noise: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner, model, data = engine(tmp_path), small(), folder(noise)
+    runner.test(model, datamodule=data)
+    root = Path(runner.trainer.default_root_dir)
+    (root / "scores.csv").unlink()
+    (root / "scores.csv").mkdir()  # as little to be written as a file that a spreadsheet has open
+    caplog.clear()
+    caplog.set_level(logging.INFO)
+    [figures] = runner.test(model, datamodule=data)
+    assert "image_AUROC" in figures
+    assert "scores.csv could not be written" in caplog.text
+    assert f"Report: {root / 'report.html'}" in caplog.text
+    assert "Scores:" not in caplog.text
+
+
+def test_raw_scores_are_those_before_any_post_processor(tmp_path: Path, noise: Path) -> None:
+    raws = []
+    for arguments in ({}, {"post_processor": False}):
+        runner, model, data = engine(tmp_path / str(len(raws))), small(**arguments), folder(noise)
+        runner.validate(model, datamodule=data)
+        runner.test(model, datamodule=data)
+        raws.append([float(row["raw_score"]) for row in rows(Path(runner.trainer.default_root_dir) / "scores.csv")])
+    torch.testing.assert_close(*map(torch.tensor, raws))
 
 
 @pytest.mark.parametrize(
@@ -115,27 +160,3 @@ def test_only_pythons_temporary_folders_go(folder: str, expected: bool) -> None:
     assert _vanishes(Path(tempfile.gettempdir()) / folder) == expected
     assert not _vanishes(Path(tempfile.gettempdir()))
     assert not _vanishes(Path("/somewhere") / folder)
-
-
-def test_images_of_which_nobody_says_what_they_are_are_left_out() -> None:
-    unknown = batch([0.95, 0.51], [0, 0])
-    unknown.gt_label = None
-    images = scored()
-    images.add(unknown, RUN)
-    assert images.scores == scored().scores
-    for kind in ("most_anomalous", "nearest"):
-        found, expected = ([picture.name for picture in getattr(each, kind)] for each in (images, scored()))
-        assert found == expected
-
-
-def test_a_test_run_without_truths_has_no_page(tmp_path: Path) -> None:
-    write_noise_folders(tmp_path, 4)
-    data = Folder("noise", root=tmp_path, normal_dir="good", abnormal_dir="bad", num_workers=0)
-    data.setup()
-    loader = data.test_dataloader()
-    collate = loader.collate_fn
-    loader.collate_fn = lambda items: collate(items).update(gt_label=None, gt_mask=None)
-    model = KdMultiresolution("small_vgg", image_size=SIZE, anomaly_map="discrepancy", evaluator=False)
-    Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu").test(model, dataloaders=loader)
-    assert not list(tmp_path.rglob("report.png"))
-    assert list(tmp_path.rglob("images/*/*.png")), "but its pictures"

@@ -19,7 +19,7 @@ _contours, _simplified = cast("Any", find_contours), cast("Any", approximate_pol
 BORDER = 0.5  # of what is marked
 MOST_BOXES = 100  # of an image whose map is noise; a cell of a spreadsheet has an end
 OUTLINE_SIDE = 96  # positions per side at most
-OUTLINE_ROUNDING = 0.6  # positions
+OUTLINE_ROUNDING = 0.35  # positions
 OUTLINE_LENGTH = 1500  # characters
 
 
@@ -84,15 +84,13 @@ def outline(marks: Tensor) -> str:
     # The largest value of each part: a speck stays.
     plane = np.pad(F.adaptive_max_pool2d(values, size)[0, 0].numpy(), 1)
     rows, columns = size
-    closed = []
+    path = ""
     for contour in sorted(_contours(plane, BORDER + 1e-6), key=len, reverse=True):
         points = _simplified(contour, OUTLINE_ROUNDING)
         # A position's middle is at half, and the border is one wide.
         xs = np.clip((points[:, 1] - 0.5) * 1000 / columns, 0, 1000).round().astype(int)
         ys = np.clip((points[:, 0] - 0.5) * 1000 / rows, 0, 1000).round().astype(int)
-        closed.append("M" + "L".join(f"{x} {y}" for x, y in zip(xs, ys, strict=True)) + "Z")
-    path = ""
-    for part in closed:
+        part = "M" + "L".join(f"{x} {y}" for x, y in zip(xs, ys, strict=True)) + "Z"
         if len(path) + len(part) > OUTLINE_LENGTH:
             break
         path += part

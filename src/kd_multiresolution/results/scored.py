@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -107,10 +108,10 @@ class ScoredImages:
             return
         # Pictures of good images with low scores are missed least.
         order = sorted(range(len(self.tiles)), key=lambda i: (self.images[i].truth is not True, -self.images[i].raw))
-        fitted, factor = fit([self.tiles[number] for number in order], self.room)
+        fitted = fit([self.tiles[number] for number in order], self.room)
         for number, tile in zip(order, fitted, strict=True):
             self.tiles[number] = tile
-        self._side *= factor
+        self._side = max(math.sqrt(tile.width * tile.height) for tile in fitted)
         self._length = sum(tile.length for tile in self.tiles)
 
 

@@ -84,7 +84,7 @@ def side_for(count: int | None, room: int) -> int:
     return min(LARGEST, max(SMALLEST, round(math.sqrt(pixels))))
 
 
-def fit(tiles: Sequence[Tile], room: int) -> tuple[list[Tile], float]:
+def fit(tiles: Sequence[Tile], room: int) -> list[Tile]:
     """Return tiles for which there is room.
 
     All pictures are made smaller by the same factor. Where even the smallest are too many, the last tiles lose theirs.
@@ -92,20 +92,17 @@ def fit(tiles: Sequence[Tile], room: int) -> tuple[list[Tile], float]:
     Args:
         tiles: those first that are most worth keeping.
         room: in characters.
-
-    Returns:
-        The tiles, and the factor.
     """
-    fitted, factor = [*tiles], 1.0
+    fitted = [*tiles]
     while sum(tile.length for tile in fitted) > room:
         largest = max(math.sqrt(tile.width * tile.height) for tile in fitted)
         if largest * SHRINKING < SMALLEST:
             ends = np.cumsum([tile.length for tile in fitted])
             return [
                 tile if end <= SPARE * room else tile.without_pictures() for tile, end in zip(fitted, ends, strict=True)
-            ], factor
-        fitted, factor = [tile.shrunk() for tile in fitted], factor * SHRINKING
-    return fitted, factor
+            ]
+        fitted = [tile.shrunk() for tile in fitted]
+    return fitted
 
 
 def heat_layer(colours: Tensor) -> Image.Image:
@@ -115,7 +112,7 @@ def heat_layer(colours: Tensor) -> Image.Image:
         colours: (H, W), in [0, 1].
     """
     values = colours.float()[None, None]
-    size = [min(side, HEAT_SIDE) for side in values.shape[-2:]]
+    size = (min(values.shape[-2], HEAT_SIDE), min(values.shape[-1], HEAT_SIDE))
     plane = F.adaptive_avg_pool2d(values, size)[0, 0].clamp(0, 1).numpy()
     # From blue over orange to yellow, ever lighter: told apart by those who see no red or green, too.
     layer = matplotlib.colormaps["plasma"](plane)

@@ -256,10 +256,11 @@
 
   const card = (kind, title, hits, of, what) => {
     const [from, to] = interval(hits, of);
+    const range = kind === "unknown" ? "" : `; 95 % interval ${percent(from)} to ${percent(to)}`;
     return element("div", { className: `card ${kind}` }, [
       title,
       element("strong", { textContent: `${hits} of ${of}` }),
-      element("small", { textContent: `${what}: ${percent(hits / of)}; 95 % interval ${percent(from)} to ${percent(to)}` }),
+      element("small", { textContent: `${what}: ${percent(hits / of)}${range}` }),
     ]);
   };
 
@@ -269,7 +270,7 @@
     if (goods.length) cards.push(card("good", "False alarms", found.false, goods.length, "of the good images"));
     if (defectives.length) cards.push(card("defective", "Misses", found.miss, defectives.length, "of the defective images"));
     if (unknown.length) {
-      cards.push(card("unknown", "Called defective", found.called, unknown.length, "of the images of which nobody says"));
+      cards.push(card("unknown", "Called defective", found.called, unknown.length, "of the images without a label"));
     }
     byId("cards").replaceChildren(...cards);
     if (drawRoc.move) drawRoc.move(found.false / goods.length, 1 - found.miss / defectives.length);
