@@ -100,6 +100,6 @@ def test_own_data_from_training_to_new_images(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stdout + done.stderr
     results = tmp_path / "results" / "KdMultiresolution" / "parts" / "latest"
-    for name in ("report.png", "weights/lightning/model.ckpt", "images/good", "images/defect"):
+    for name in ("report.html", "scores.csv", "weights/lightning/model.ckpt", "images/good", "images/defect"):
         assert (results / name).exists(), name
     assert list(tmp_path.rglob("images/**/a.png")), "the new image has a heat map"

@@ -17,9 +17,8 @@ from kd_multiresolution.results.scored import ScoredImages
 SIZE = 32
 RUN = JudgedRun(scores=Scale("normalised", 0.5), maps=Scale("normalised", 0.5))
 RAW = JudgedRun(scores=Scale("raw"), maps=Scale("raw"))
-HEADING = Heading(
-    "test", "KdMultiresolution", ["2026-01-01 12:00"], [Setting("Command line", "set --raw {threshold}")], "validation"
-)
+LINE = Setting("Line", "raw {threshold}, sensitivity {sensitivity}, alarms {false_alarms}")
+HEADING = Heading("test", "KdMultiresolution", ["2026-01-01 12:00"], [LINE], "validation")
 
 
 def batch(scores: list[float], truths: list[int] | None, names: list[str] | None = None, **fields: Any) -> ImageBatch:

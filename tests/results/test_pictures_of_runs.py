@@ -17,15 +17,16 @@ from anomalib.post_processing import MEBinPostProcessor, PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import Callback
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, RandomCrop, Resize
 
 from kd_multiresolution import FrameVisualizer, KdMultiresolution, KdMultiresolutionDual, ThresholdVisualizer
 from kd_multiresolution.plugin.post_processor import UnclampedPostProcessor
 from kd_multiresolution.results import report
+from kd_multiresolution.results.decision import Decision
 from kd_multiresolution.results.judged import JudgedRun
-from kd_multiresolution.results.scored import ScoredImages
+from kd_multiresolution.results.page import Heading
+from kd_multiresolution.results.scored import ScoredImages, told_apart_at
 
 WIDE = (192, 64)
 SPOT = (60, 24, 84, 48)  # of the wide files: left, top, right, bottom
@@ -166,8 +167,8 @@ def test_two_folders_of_defects_have_a_picture_of_each_image(
     files = {path.relative_to(path.parents[2]).as_posix() for path in pictures(tmp_path / "results")}
     assert {f"{kind}/bad/{number}.png" for kind in "ab" for number in range(2)} < files
     assert len(files) == len(data.test_data)
-    images = pages[0][0]
-    assert len({image.name for image in images.most_anomalous}) == len(images.most_anomalous)
+    images = pages[0][0].images
+    assert len({image.name for image in images}) == len(images)
 
 
 def test_each_run_has_its_pictures_in_its_own_folder(tmp_path: Path, parts: Path) -> None:
@@ -218,16 +219,16 @@ def test_a_raw_map_has_its_own_range_and_says_so() -> None:
     assert red[0] > red[2]
 
 
-def capture(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ScoredImages, JudgedRun]]:
-    """Return a list that takes in what every page is drawn of."""
-    found: list[tuple[ScoredImages, JudgedRun]] = []
-    draw = report.draw_page
+def capture(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ScoredImages, JudgedRun, Decision]]:
+    """Return a list that takes in what every page is made of."""
+    found: list[tuple[ScoredImages, JudgedRun, Decision]] = []
+    render = report.render_page
 
-    def note(images: ScoredImages, run: JudgedRun) -> Figure:
-        found.append((images, run))
-        return draw(images, run)
+    def note(images: ScoredImages, run: JudgedRun, decision: Decision, heading: Heading) -> str:
+        found.append((images, run, decision))
+        return render(images, run, decision, heading)
 
-    monkeypatch.setattr(report, "draw_page", note)
+    monkeypatch.setattr(report, "render_page", note)
     return found
 
 
@@ -264,14 +265,12 @@ def test_pages_count_the_labels_that_were_given(
     engine(tmp_path).validate(model, datamodule=folder(parts))
     model.configure_callbacks = lambda found=model.configure_callbacks: [*found(), labels]  # type: ignore[method-assign]
     engine(tmp_path).test(model, datamodule=folder(parts))
-    [(images, run)] = pages
+    [(scored, run, decision)] = pages
+    images = scored.images
     assert run.scores.unit == unit
-    assert images.labels == labels.labels
-    assert images.scores == pytest.approx(labels.scores)
-    if labels.labels:
-        assert [score > images.line for score in labels.scores] == labels.labels
-    else:
-        assert images.line is None
+    assert [image.label for image in images if image.label is not None] == labels.labels
+    assert [image.score for image in images] == pytest.approx(labels.scores)
+    assert told_apart_at(images, decision.threshold) == bool(labels.labels and decision.threshold is not None)
 
 
 def test_a_page_in_a_folder_that_goes_is_not_announced(
@@ -284,6 +283,7 @@ def test_a_page_in_a_folder_that_goes_is_not_announced(
     assert "Report:" not in caplog.text
     assert "Heat maps:" not in caplog.text
     engine(tmp_path / "kept").test(model, datamodule=folder(parts))
-    announced = [record.args[0] for record in caplog.records if record.msg.startswith(("Report:", "Heat maps:"))]
-    assert len(announced) == 2
-    assert all(Path(path).exists() for path in announced)
+    announced = [record.args for record in caplog.records if record.msg.startswith(("%s: %s", "Heat maps:"))]
+    paths = [Path(path) for words in announced for path in words if str(tmp_path) in str(path)]
+    assert [path.name for path in paths] == ["scores.csv", "report.html", "images"]
+    assert all(path.exists() for path in paths)

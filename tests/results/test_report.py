@@ -29,7 +29,8 @@ def noise(tmp_path: Path) -> Path:
 
 
 def folder(root: Path, **arguments: Any) -> Folder:
-    return Folder("noise", root=root, num_workers=0, **{"normal_dir": "good", "abnormal_dir": "bad", **arguments})
+    given = {"normal_dir": "good", "abnormal_dir": "bad", "test_split_ratio": 0.5, "seed": 1, **arguments}
+    return Folder("noise", root=root, num_workers=0, **given)
 
 
 def engine(root: Path) -> Engine:
@@ -66,6 +67,13 @@ def test_a_test_run_writes_its_table_and_its_page(tmp_path: Path, noise: Path, k
     normalised = [0.5 + value / (1 + abs(value)) / 2 for value in x]
     assert [float(row["normalised_score"]) for row in written] == pytest.approx(normalised, abs=1e-5)
     assert {row["frame"] for row in written} == {"file 48x40"}
+    threshold = sum(sorted(raws)[2:4]) / 2  # between two images
+    x = 2 * (threshold - known["axis"]["middle"]) / known["axis"]["span"]
+    line = known["settings"][0]["line"].replace("{sensitivity}", f"{0.5 - x / (1 + abs(x)) / 2:.9g}")
+    exec(line.split("; ")[1])  # as the page has it
+    runner.test(model, datamodule=data)
+    assert [row["decision"] == "defective" for row in rows(table)] == [raw > threshold for raw in raws]
+    assert data_of(page.read_text(encoding="utf-8"))["threshold"] == pytest.approx(threshold, rel=1e-5)
 
 
 @BOTH
@@ -97,7 +105,7 @@ def test_without_pictures_the_table_stays(tmp_path: Path, noise: Path) -> None:
 
 
 def test_good_images_alone_have_a_page(tmp_path: Path, noise: Path) -> None:
-    data = folder(noise, abnormal_dir=None, test_split_ratio=0.5)
+    data = folder(noise, abnormal_dir=None)
     engine(tmp_path).test(small(evaluator=False), datamodule=data)
     [page] = tmp_path.rglob("report.html")
     assert "There are no defective images among them" in page.read_text(encoding="utf-8")

@@ -25,8 +25,9 @@ class Setting:
     """A line that sets a threshold.
 
     Attributes:
-        where: such as "Command line".
-        line: what to type, with ``{threshold}`` for the raw score.
+        where: what it is, such as "Python".
+        line: what to type, with ``{threshold}`` for the raw score, ``{sensitivity}`` for the one of the post-processor
+            whose threshold that is, ``{false_alarms}`` for how many good images lie above it.
     """
 
     where: str

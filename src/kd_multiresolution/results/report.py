@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 import tempfile
 from collections.abc import Callable
 from datetime import datetime
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from kd_multiresolution.results.decision import Decision
 from kd_multiresolution.results.judged import JudgedRun
-from kd_multiresolution.results.page import ROOM, Heading, render_page
+from kd_multiresolution.results.page import ROOM, Heading, Setting, render_page
 from kd_multiresolution.results.scored import ScoredImages
 from kd_multiresolution.results.scores_file import stage_of, write_scores
 from kd_multiresolution.results.view import datasets
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 REPORT_FILE = "report.html"
 SCORES_FILE = "scores.csv"
+
+Stage = Literal["test", "predict"]
 
 
 class RawScores(Callback):
@@ -111,7 +114,7 @@ class Report(Callback):
         if model.visualizer is not None and pictures.is_dir():
             logger.info("Heat maps: %s (source: %s)", pictures, model.model.source)
 
-    def _write(self, trainer: Trainer, pl_module: LightningModule, stage: Literal["test", "predict"]) -> None:
+    def _write(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
         images = self.images
         if trainer.world_size > 1:
             parts: list[Any] = [None] * trainer.world_size
@@ -126,7 +129,9 @@ class Report(Callback):
         scale = self.run.scores
         self._put(folder / SCORES_FILE, lambda path: write_scores(path, images.images, scale, stage))
         if self.pages:
-            page = render_page(images, self.run, self.decision, _heading(trainer, pl_module, stage))
+            has_good = any(image.truth is False for image in images.images)
+            heading = _heading(trainer, pl_module, stage, self.decision, has_good=has_good)
+            page = render_page(images, self.run, self.decision, heading)
             self._put(folder / REPORT_FILE, lambda path: path.write_text(page, encoding="utf-8"))
 
     def _put(self, path: Path, write: Callable[[Path], Any]) -> None:
@@ -139,12 +144,33 @@ class Report(Callback):
             self.written.append(path)
 
 
-def _heading(trainer: Trainer, pl_module: LightningModule, stage: Literal["test", "predict"]) -> Heading:
+def _heading(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    stage: Stage,
+    decision: Decision,
+    *,
+    has_good: bool,
+) -> Heading:
     name = getattr(pl_module, "name", type(pl_module).__name__)
     about = [datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")]
     if trainer.ckpt_path:
         about.append(f"Checkpoint {trainer.ckpt_path}")
-    return Heading(stage, name, about, normals=getattr(getattr(pl_module, "learnt", None), "origin", ""))
+    settings = _settings(name, str(trainer.ckpt_path or "model.ckpt"), decision, has_good=has_good)
+    return Heading(stage, name, about, settings, getattr(getattr(pl_module, "learnt", None), "origin", ""))
+
+
+def _settings(model: str, checkpoint: str, decision: Decision, *, has_good: bool) -> list[Setting]:
+    """Return lines that set a threshold; there are none where none decides, or nothing of ours does."""
+    if decision.threshold is None or decision.span <= 0:
+        return []
+    load = f"model = {model}.load_from_checkpoint({checkpoint!r})"
+    settings = [Setting("Python", f"{load}; model.post_processor.image_sensitivity = {{sensitivity}}")]
+    if has_good:
+        program = f"kd-multiresolution-threshold --checkpoint {shlex.quote(checkpoint)} --output new.ckpt"
+        told = "--good FOLDER --false_alarms {false_alarms}"
+        settings.append(Setting("From fresh good images", f"{program} {told}"))
+    return settings
 
 
 def _folder(folder: Path, stage: str) -> Path:

@@ -286,7 +286,10 @@
     byId("moved").textContent =
       data.threshold === null ? "the model has none" : isStart ? "this is the model's" : `the model's is ${exact(start)}`;
     for (const code of byId("settings").querySelectorAll("code")) {
-      code.textContent = code.dataset.line.replaceAll("{threshold}", exact(threshold));
+      code.textContent = code.dataset.line
+        .replaceAll("{threshold}", exact(threshold))
+        .replaceAll("{sensitivity}", exact(1 - place))
+        .replaceAll("{false_alarms}", found.false);
     }
     const said = [
       `raw score ${number(threshold)}`,
