@@ -79,6 +79,8 @@ def outline(marks: Tensor) -> str:
     Args:
         marks: (H, W), bool or in [0, 1]; what lies above 0.5 is marked.
     """
+    if not (marks > BORDER).any():
+        return ""
     values = marks.float()[None, None]
     size = [min(side, OUTLINE_SIDE) for side in values.shape[-2:]]
     # The largest value of each part: a speck stays.
