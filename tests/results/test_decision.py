@@ -72,6 +72,15 @@ def test_held_out_training_images_are_of_the_same_session() -> None:
     assert decision.optimistic
 
 
+def test_a_threshold_that_was_set_again_is_not_optimistic() -> None:
+    module = SimpleNamespace(
+        post_processor=fitted(FalseAlarmPostProcessor()), learnt=SimpleNamespace(origin="good images of the threshold")
+    )
+    decision = Decision.of(trainer(), module)
+    assert "set again" in decision.origin
+    assert not decision.optimistic
+
+
 @pytest.mark.parametrize(
     ("mode", "said"),
     [

@@ -12,6 +12,8 @@ from lightning.pytorch import LightningModule, Trainer
 from kd_multiresolution.plugin.post_processor import FalseAlarmPostProcessor, UnclampedPostProcessor
 from kd_multiresolution.results.judged import MIDDLE, Scale
 
+FRESH = "good images of the threshold"  # what a checkpoint says of its scores when its threshold was set again
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -38,7 +40,7 @@ class Decision:
         scale = Scale.of(post_processor, "image")
         if scale.threshold is None:
             return cls()
-        origin = _origin(trainer, post_processor)
+        origin = _origin(trainer, pl_module)
         if scale.unit == "raw":
             return cls(scale.threshold, **origin)
         fitted = float(post_processor.image_threshold)
@@ -50,8 +52,10 @@ class Decision:
         return cls(fitted + span / 2 * distance / (1 - abs(distance)), fitted, span, **origin)
 
 
-def _origin(trainer: Trainer, post_processor: Any) -> dict[str, Any]:
-    if isinstance(post_processor, FalseAlarmPostProcessor):
+def _origin(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    if getattr(getattr(pl_module, "learnt", None), "origin", "") == FRESH:
+        return {"origin": "The threshold was set again, from good images that the model has not learnt from"}
+    if isinstance(pl_module.post_processor, FalseAlarmPostProcessor):
         said = (
             "The threshold was told from good images that were held out of the training folder. They were taken in "
             "the same session as those that the model has learnt from, so that later parts give more false alarms"
