@@ -17,6 +17,7 @@ from kd_multiresolution.results.scored import ScoredImage, ScoredImages, roc, to
 from kd_multiresolution.results.tiles import SMALLEST, Tile
 
 ROOM = 14_000_000  # characters for pictures, of 15 MB for the page
+SCRIPTS = ("scores", "histogram", "roc", "threshold", "tiles", "large", "start")  # in this order
 BOXES = 5  # of an image; scores.csv has more of them
 
 
@@ -83,7 +84,7 @@ def render_page(images: ScoredImages, run: JudgedRun, decision: Decision, headin
         about="".join(f"<li>{escape(line)}</li>" for line in heading.about),
         notes="".join(f"<li>{escape(note)}</li>" for note in _notes(images, run, decision)),
         style=(parts / "report.css").read_text(encoding="utf-8"),
-        script=(parts / "report.js").read_text(encoding="utf-8"),
+        script="\n".join((parts / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS),
         # What a file is called must not end the element.
         data=json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
     )

@@ -155,11 +155,12 @@ def _heading(
     name = getattr(pl_module, "name", type(pl_module).__name__)
     about = [datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")]
     # After a training nothing was loaded, but the last checkpoint has these weights.
+    checkpoint = "model.ckpt"
     if path := trainer.ckpt_path or getattr(trainer.checkpoint_callback, "best_model_path", ""):
         file = Path(path)
-        path = str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
-        about.append(f"Checkpoint {path}")
-    settings = _settings(name, path or "model.ckpt", decision, has_good=has_good)
+        checkpoint = str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
+        about.append(f"Checkpoint {checkpoint}")
+    settings = _settings(name, checkpoint, decision, has_good=has_good)
     return Heading(stage, name, about, settings, getattr(getattr(pl_module, "learnt", None), "origin", ""))
 
 
