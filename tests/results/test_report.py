@@ -70,7 +70,7 @@ def test_a_test_run_writes_its_table_and_its_page(tmp_path: Path, noise: Path, k
     threshold = sum(sorted(raws)[2:4]) / 2  # between two images
     x = 2 * (threshold - known["axis"]["middle"]) / known["axis"]["span"]
     line = known["settings"][0]["line"].replace("{sensitivity}", f"{0.5 - x / (1 + abs(x)) / 2:.9g}")
-    exec(line.split("; ")[1])  # as the page has it
+    exec(line.split("\n")[1])  # as the page has it
     runner.test(model, datamodule=data)
     assert [row["decision"] == "defective" for row in rows(table)] == [raw > threshold for raw in raws]
     assert data_of(page.read_text(encoding="utf-8"))["threshold"] == pytest.approx(threshold, rel=1e-5)

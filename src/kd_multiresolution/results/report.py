@@ -169,7 +169,7 @@ def _settings(model: str, checkpoint: str, decision: Decision, *, has_good: bool
     if decision.threshold is None or decision.span <= 0:
         return []
     load = f"model = {model}.load_from_checkpoint({checkpoint!r})"
-    settings = [Setting("Python", f"{load}; model.post_processor.image_sensitivity = {{sensitivity}}")]
+    settings = [Setting("Python", f"{load}\nmodel.post_processor.image_sensitivity = {{sensitivity}}")]
     if has_good:
         program = f"kd-multiresolution-threshold --checkpoint {shlex.quote(checkpoint)} --output new.ckpt"
         told = "--good FOLDER --false_alarms {false_alarms}"

@@ -38,10 +38,12 @@ const tell = () => {
   byId("moved").textContent =
     data.threshold === null ? "the model has none" : isStart ? "this is the model's" : `the model's is ${exact(start)}`;
   for (const code of byId("settings").querySelectorAll("code")) {
-    code.textContent = code.dataset.line
+    const line = code.dataset.line
       .replaceAll("{threshold}", exact(threshold))
       .replaceAll("{sensitivity}", exact(1 - place))
       .replaceAll("{false_alarms}", found.false);
+    // Each word in an element of its own: a line breaks between them, and not after a hyphen.
+    code.replaceChildren(...line.split(/(\s)/).map((word) => (word.trim() ? element("i", { textContent: word }) : word)));
   }
   const said = [
     `raw score ${number(threshold)}`,
