@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from anomalib import LearningType
 from anomalib.data import AnomalibDataModule, InferenceBatch
+from anomalib.deploy import CompressionType
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from lightning.pytorch import Callback
@@ -17,16 +18,20 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from kd_multiresolution.plugin.checkpoint import KEY, CheckpointEntry
+from kd_multiresolution.plugin.exported import explained
 from kd_multiresolution.plugin.finite import NonFiniteError, checked_predictions
+from kd_multiresolution.plugin.full_precision import ask_for_float32
 from kd_multiresolution.plugin.image_files import ImageFileCheck
 from kd_multiresolution.plugin.post_processor import RankEvaluator, UnclampedPostProcessor
-from kd_multiresolution.plugin.quantization import quantize_source
+from kd_multiresolution.plugin.quantization import quantize_source, training_images
 from kd_multiresolution.source.weights import weights_follow
 
 if TYPE_CHECKING:
     Base = AnomalibModule
 else:
     Base = object  # anomalib's registry takes every direct subclass of AnomalibModule for a model
+
+SHAPES = {"dynamic_axes", "dynamic_shapes"}
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +40,7 @@ class PluginModule(Base):
     """A mixin, to stand before ``AnomalibModule``: the torch model is ``model``, and its source ``model.source``."""
 
     checkpoint_entry: ClassVar[CheckpointEntry]
+    _is_on_the_way = False
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -149,29 +155,76 @@ class PluginModule(Base):
         with weights_follow():
             return super().load_from_checkpoint(*args, **kwargs)
 
-    def to_onnx(self, *args: Any, **kwargs: Any) -> Any:
-        """Export as anomalib does."""
+    def to_torch(self, *args: Any, **kwargs: Any) -> Path:
+        """Export as anomalib does, with a note beside the file, and hold the file against the model."""
+        return explained(self, super().to_torch(*args, **kwargs))
+
+    def to_onnx(  # type: ignore[override]
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Export as :meth:`to_torch`.
+
+        Raises:
+            RuntimeError: if the file does not give the model's scores and maps.
+        """
         if isinstance(self.post_processor, UnclampedPostProcessor):
             self.post_processor.note_thresholds()
         # anomalib's default is 14, from which the exporter comes back to 18 with a page of errors.
         kwargs.setdefault("opset_version", 18)
-        return super().to_onnx(*args, **kwargs)
+        own = not SHAPES.isdisjoint(kwargs)
+        file = super().to_onnx(export_root, model_file_name, input_size, **kwargs)
+        # On the way to OpenVINO it lies in a folder that vanishes.
+        return file if self._is_on_the_way else explained(self, file, input_size=input_size, has_own_shapes=own)
 
-    def to_openvino(self, *args: Any, **kwargs: Any) -> Path:
-        """Export as anomalib does, and say how the file keeps its scores."""
-        path = super().to_openvino(*args, **kwargs)
-        logger.warning(
-            "OpenVINO computes in bfloat16 on processors that have it, which can flip labels near the threshold: load "
-            "%s with INFERENCE_PRECISION_HINT=f32. anomalib's own inferencer scripts do not set it.",
-            path,
+    def to_openvino(  # type: ignore[override]
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        compression_type: CompressionType | None = None,
+        datamodule: AnomalibDataModule | None = None,
+        **kwargs: Any,
+    ) -> Path:
+        """Export as :meth:`to_onnx`, to a file whose operations ask for float32; warn if compression costs much."""
+        self._is_on_the_way = True
+        try:
+            file: Path = super().to_openvino(
+                export_root, model_file_name, input_size, compression_type, datamodule, **kwargs
+            )
+        finally:
+            self._is_on_the_way = False
+        ask_for_float32(file)
+        calibrates = compression_type in {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}
+        images = training_images(datamodule, input_size) if calibrates and datamodule is not None else []
+        explained(
+            self,
+            file,
+            input_size=input_size,
+            compression=compression_type and compression_type.value,
+            images=images,
+            has_own_shapes=bool(kwargs.get("ov_kwargs")) or not SHAPES.isdisjoint(kwargs.get("onnx_kwargs") or {}),
         )
-        return path
+        logger.warning(
+            "OpenVINO computes in bfloat16 on processors that have it, which can flip labels near the threshold. The "
+            "operations of %s ask for float32; versions before 2026 do not heed that, nor do all devices: load it with "
+            "INFERENCE_PRECISION_HINT=f32, and try it where it will run (examples/run_exported.py --check).",
+            file,
+        )
+        return file
 
-    @staticmethod
-    def _post_training_quantization_ov(model: Any, datamodule: AnomalibDataModule | None = None) -> Any:
-        """Quantise the source alone: with the cloner and the maps in INT8 as well, neither score nor map is left."""
-        if datamodule is None:
-            # anomalib's words, and what for.
-            msg = "Datamodule must be provided for OpenVINO INT8_PTQ compression: its training images calibrate it."
-            raise ValueError(msg)
-        return quantize_source(model, datamodule)
+    def _compress_ov_model(
+        self,
+        model: Any,
+        compression_type: CompressionType | None = None,
+        datamodule: AnomalibDataModule | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Compress as anomalib does; INT8_PTQ is for what of the source stands it, and never for cloners and maps."""
+        if compression_type == CompressionType.INT8_PTQ:
+            return quantize_source(model, datamodule, self)
+        return super()._compress_ov_model(model, compression_type, datamodule, *args, **kwargs)
