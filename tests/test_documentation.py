@@ -39,7 +39,7 @@ def commands(page: Path) -> Iterator[str]:
     lines += re.findall(r"^# .*: (anomalib .*)$", rest, re.MULTILINE) if page.suffix == ".yaml" else []
     for line in lines:
         command = line.split(" && ")[-1]
-        if re.match(r"anomalib (?!benchmark)\w+ .*--(config|model) |python benchmarks/\S+ \S", command):
+        if re.match(r"anomalib (?!benchmark)\w+ .*--(config|model) |python (benchmarks|examples)/\S+ \S", command):
             yield command
 
 
@@ -72,7 +72,7 @@ def test_anomalib_accepts(command: str, anomalib_parser: ArgumentParser, monkeyp
 
 
 @of("python")
-def test_benchmarks_accept(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_accept(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, script, *arguments = shlex.split(command)
     parse = argparse.ArgumentParser.parse_args
 

@@ -148,7 +148,7 @@ def test_a_deviation_is_what_a_score_at_the_threshold_would_move() -> None:
     # 1 % more: of a score at the threshold, 0.04 of raw, in a range of 2.
     for raw in (0.5, 4.0, 400.0):
         found = compared(network, outputs(1.01 * raw), outputs(raw))
-        assert found["deviation"] == pytest.approx(0.02, rel=0.01), raw
+        assert found["deviation"] == pytest.approx(0.02, rel=0.03), raw
     moved = outputs(4.04)[0]["pred_score"] - outputs(4.0)[0]["pred_score"]
     assert moved.item() == pytest.approx(0.02, rel=0.05), "as it is normalised"
     assert not is_within_bounds(found)

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import MEBinPostProcessor, PostProcessor
-from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
+from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, Normalize, Resize
 
 from kd_multiresolution.plugin.post_processor import FalseAlarmPostProcessor, UnclampedPostProcessor
 
@@ -121,7 +121,7 @@ def _steps(transform: object) -> Iterator[dict[str, Any]]:
             yield {
                 "step": "resize",
                 "size": [*transform.size],
-                "interpolation": transform.interpolation.value,
+                "interpolation": InterpolationMode(transform.interpolation).value,
                 "antialias": bool(transform.antialias),
             }
         case Normalize():
@@ -138,7 +138,13 @@ def _scale(model: AnomalibModule, kind: str) -> dict[str, Any]:
     """Return what the numbers of a score (``image``) or a map (``pixel``) mean."""
     post_processor = model.post_processor
     if not isinstance(post_processor, PostProcessor):
-        return {"normalized": False, "range": [0, None], "threshold": None, "meaning": "raw: there is no threshold"}
+        return {
+            "normalized": False,
+            "squashed": False,
+            "range": [0, None],
+            "threshold": None,
+            "meaning": "raw: there is no threshold",
+        }
     fitted = {
         name: _number(getattr(post_processor, attribute))
         for name, attribute in {
@@ -152,6 +158,7 @@ def _scale(model: AnomalibModule, kind: str) -> dict[str, Any]:
     known = fitted["threshold"] is not None or not isinstance(post_processor, UnclampedPostProcessor)
     return {
         "normalized": normalized,
+        "squashed": normalized and isinstance(post_processor, UnclampedPostProcessor),
         "range": [0, 1] if normalized else [0, None],
         "threshold": threshold if known else None,
         "meaning": _meaning(post_processor, kind, normalized=normalized, known=known),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +15,8 @@ from anomalib.models.components import AnomalibModule
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from kd_multiresolution.plugin.checkpoint import KEY, CheckpointEntry
 from kd_multiresolution.plugin.exported import explained
@@ -24,6 +25,7 @@ from kd_multiresolution.plugin.full_precision import ask_for_float32
 from kd_multiresolution.plugin.image_files import ImageFileCheck
 from kd_multiresolution.plugin.post_processor import RankEvaluator, UnclampedPostProcessor
 from kd_multiresolution.plugin.quantization import quantize_source, training_images
+from kd_multiresolution.plugin.tiling import check_tiler, described, in_tiles, restored
 from kd_multiresolution.source.weights import weights_follow
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class PluginModule(Base):
 
     checkpoint_entry: ClassVar[CheckpointEntry]
     _is_on_the_way = False
+    _tiling: Sequence[RemovableHandle] = ()
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -65,6 +68,33 @@ class PluginModule(Base):
         """Return anomalib's components, and the check of image files."""
         components = super().configure_callbacks()
         return [*([components] if isinstance(components, Callback) else components), ImageFileCheck()]
+
+    def setup(self, stage: str) -> None:
+        """Let the networks see tiles if the user gave the model a tiler.
+
+        Raises:
+            ValueError: if tiles do not fit the images.
+        """
+        super().setup(stage)
+        self.apply_tiler()
+
+    def apply_tiler(self) -> None:
+        """Let the networks see the tiles of the model's ``tiler``, or whole images if it has none.
+
+        Raises:
+            ValueError: if tiles do not fit the images.
+        """
+        for handle in self._tiling:
+            handle.remove()
+        self._tiling = []
+        if (tiler := self.model.tiler) is not None:
+            check_tiler(tiler, self.input_size, self.model.source.stride)
+            self._tiling = in_tiles(self.tiled_networks, tiler)
+
+    @property
+    def tiled_networks(self) -> Sequence[nn.Module]:
+        """The networks that see images, in tiles if there is a tiler."""
+        return [self.model.source]
 
     def on_fit_start(self) -> None:
         """Say which source it is."""
@@ -116,7 +146,7 @@ class PluginModule(Base):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what anomalib keeps, and what the model was built with."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[KEY] = self.checkpoint_entry.describe(self)
+        checkpoint[KEY] = {**self.checkpoint_entry.describe(self), "tiler": described(self.model.tiler)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load what anomalib keeps, and say what does not fit it.
@@ -127,6 +157,7 @@ class PluginModule(Base):
         self.checkpoint_entry.check(checkpoint, self)
         super().on_load_checkpoint(checkpoint)
         self.checkpoint_entry.warn_of_other_images(checkpoint, self)
+        self._load_tiler(checkpoint)
         trained_epochs = 0
         if self._trainer is not None:
             if self._trainer.state.fn == TrainerFn.FITTING:
@@ -142,6 +173,18 @@ class PluginModule(Base):
                 "epoch %d. Test the checkpoint that it has written: anomalib test --ckpt_path.",
                 checkpoint["epoch"] + 1,
                 trained_epochs,
+            )
+
+    def _load_tiler(self, checkpoint: dict[str, Any]) -> None:
+        """Take the tiler that a checkpoint was trained with; one of the user's own stays, and the log says so."""
+        theirs = (checkpoint.get(KEY) or {}).get("tiler")
+        if theirs is not None and self.model.tiler is None:
+            self.model.tiler = restored(theirs)
+            self.apply_tiler()
+        ours = described(self.model.tiler)
+        if KEY in checkpoint and ours != theirs:
+            logger.warning(
+                "This checkpoint was trained with tiler=%s, the model has %s: thresholds do not fit.", theirs, ours
             )
 
     @classmethod
