@@ -58,7 +58,11 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> tuple[KdMultiresolution, 
     sensitivity."""
     post_processor = UnclampedPostProcessor(image_sensitivity=0.6)
     network = KdMultiresolution(
-        "small_vgg", image_size=SIZE, anomaly_map="discrepancy", post_processor=post_processor
+        "small_vgg",
+        image_size=SIZE,
+        critical_points=["pool2", "pool3", "pool4"],
+        anomaly_map="discrepancy",
+        post_processor=post_processor,
     ).eval()
     raw = network.model(torch.from_numpy(check_pictures(SIZE, 3)).float() / 255)
     for kind, values in (("image", raw.pred_score), ("pixel", raw.anomaly_map)):

@@ -87,14 +87,18 @@ class PluginModule(Base):
         for handle in self._tiling:
             handle.remove()
         self._tiling = []
-        if (tiler := self.model.tiler) is not None:
-            check_tiler(tiler, self.input_size, self.model.source.stride)
+        if (tiler := self._torch_model.tiler) is not None:
+            check_tiler(tiler, self.input_size, self._torch_model.source.stride)
             self._tiling = in_tiles(self.tiled_networks, tiler)
 
     @property
     def tiled_networks(self) -> Sequence[nn.Module]:
         """The networks that see images, in tiles if there is a tiler."""
-        return [self.model.source]
+        return [self._torch_model.source]
+
+    @property
+    def _torch_model(self) -> Any:
+        return self.model
 
     def on_fit_start(self) -> None:
         """Say which source it is."""
@@ -146,7 +150,7 @@ class PluginModule(Base):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what anomalib keeps, and what the model was built with."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[KEY] = {**self.checkpoint_entry.describe(self), "tiler": described(self.model.tiler)}
+        checkpoint[KEY] = {**self.checkpoint_entry.describe(self), "tiler": described(self._torch_model.tiler)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load what anomalib keeps, and say what does not fit it.
@@ -178,10 +182,10 @@ class PluginModule(Base):
     def _load_tiler(self, checkpoint: dict[str, Any]) -> None:
         """Take the tiler that a checkpoint was trained with; one of the user's own stays, and the log says so."""
         theirs = (checkpoint.get(KEY) or {}).get("tiler")
-        if theirs is not None and self.model.tiler is None:
-            self.model.tiler = restored(theirs)
+        if theirs is not None and self._torch_model.tiler is None:
+            self._torch_model.tiler = restored(theirs)
             self.apply_tiler()
-        ours = described(self.model.tiler)
+        ours = described(self._torch_model.tiler)
         if KEY in checkpoint and ours != theirs:
             logger.warning(
                 "This checkpoint was trained with tiler=%s, the model has %s: thresholds do not fit.", theirs, ours

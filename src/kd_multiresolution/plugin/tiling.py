@@ -59,7 +59,7 @@ def described(tiler: Tiler | None) -> dict[str, list[int]] | None:
 
 def restored(description: dict[str, list[int]]) -> Tiler:
     """Return the tiler that was described."""
-    return Tiler(**description)
+    return Tiler(description["tile_size"], description["stride"])
 
 
 def check_tiler(tiler: Tiler, image_size: Sequence[int] | None, stride: int) -> None:
