@@ -20,6 +20,7 @@ from anomalib.post_processing import MEBinPostProcessor
 from PIL import Image
 
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
+from kd_multiresolution.results.visualizer import FrameVisualizer
 
 SIZE = (32, 64)  # neither the models' default nor square
 FILE = (40, 96)
@@ -59,7 +60,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def folder_data(pictures: Path) -> Folder:
     return Folder(
-        "pictures", pictures, normal_dir="good", normal_test_dir="good", abnormal_dir="bad", mask_dir="masks",
+        "pictures", root=pictures, normal_dir="good", normal_test_dir="good", abnormal_dir="bad", mask_dir="masks",
         num_workers=0, train_batch_size=4, val_split_mode="same_as_test",
     )  # fmt: skip
 
@@ -119,14 +120,20 @@ def test_the_four_inferencers_give_what_the_engine_gives(
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_masks_by_mebin(name: str, pictures: Path, tmp_path: Path) -> None:
-    network = built(name, post_processor=MEBinPostProcessor())
+def test_masks_by_mebin_in_pictures_as_large_as_their_files(name: str, pictures: Path, tmp_path: Path) -> None:
+    visualizer = FrameVisualizer(as_large_as_file=True, output_dir=tmp_path / "drawn")
+    network = built(name, post_processor=MEBinPostProcessor(), visualizer=visualizer)
     engine = Engine(**ENGINE, default_root_dir=tmp_path)
     engine.fit(network, datamodule=folder_data(pictures))
     batches = engine.predict(network, data_path=pictures / "bad")
     masks = torch.cat([batch.pred_mask for batch in batches])
     assert masks.shape[-2:] == SIZE
     assert 0 < masks.float().mean() < 1
+    drawn = [*(tmp_path / "drawn").rglob("*.png")]
+    assert len(drawn) == COUNT
+    for file in drawn:
+        with Image.open(file) as picture:
+            assert picture.size == (3 * FILE[1], FILE[0]), "image, map and mask"
     assert engine.test(network, datamodule=folder_data(pictures))
 
 

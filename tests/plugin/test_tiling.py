@@ -66,7 +66,7 @@ def test_one_tile_is_the_image() -> None:
 @pytest.mark.parametrize("name", ["paper", "dual"])
 def test_a_training_in_tiles_is_tested_in_tiles(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_noise_folders(tmp_path / "data", 6, (80, 48))
-    data = Folder("n", tmp_path / "data", normal_dir="good", abnormal_dir="bad", num_workers=0, train_batch_size=4)
+    data = Folder("n", root=tmp_path / "data", normal_dir="good", abnormal_dir="bad", num_workers=0, train_batch_size=4)
     engine = Engine(**ENGINE, default_root_dir=tmp_path, callbacks=[TilerConfigurationCallback(True, 32, 16)])
     network = built(name)
     engine.fit(network, datamodule=data)

@@ -79,13 +79,14 @@ class ModelView:
             image = (image - low) / (high - low).clamp_min(torch.finfo(image.dtype).tiny)
         return image.clamp(0, 1)
 
-    def picture(self, image: Tensor, path: str | None, size: tuple[int, int]) -> Image.Image:
+    def picture(self, image: Tensor, path: str | None, size: tuple[int, int] | None) -> Image.Image:
         """Return the picture of an image.
 
         Args:
             image: as the model was given it, (3, H, W).
             path: its file, if there is one.
-            size: a width and a height: the picture has as many pixels, in its own proportions.
+            size: a width and a height: the picture has as many pixels, in its own proportions; ``None``: as many as the
+                file has of it, or the model if that is not known.
         """
         seen = self.seen(image)
         picture: Image.Image = to_pil_image(seen)
@@ -93,11 +94,12 @@ class ModelView:
         if path is not None and Path(path).is_file():
             file = cast("Tensor", read_image(path, as_tensor=True))
             if box := self._box(seen, file, path):
-                proportions = (box.right - box.left) / (box.bottom - box.top)
+                sides = box.right - box.left, box.bottom - box.top
+                proportions, size = sides[0] / sides[1], size or (round(sides[0]), round(sides[1]))
                 if min(box) >= 0 and box.right <= file.shape[-1] and box.bottom <= file.shape[-2]:
                     whole: Image.Image = to_pil_image(file)
                     return whole.resize(_sides(size, proportions), box=box)
-        return picture.resize(_sides(size, proportions))
+        return picture.resize(_sides(size or picture.size, proportions))
 
     def _box(self, seen: Tensor, file: Tensor, path: str) -> Box | None:
         again = self._transformed(file)
