@@ -106,6 +106,7 @@ def test_a_file_of_another_model_is_refused_and_deleted(
         explained(other, copy)
     assert not copy.exists()
     assert not copy.with_name("model.onnx.data").exists()
+    assert not copy.with_suffix(".json").exists(), "that of the export before"
 
 
 def test_what_anomalibs_inferencers_would_get_is_warned_of(
@@ -122,6 +123,21 @@ def test_what_anomalibs_inferencers_would_get_is_warned_of(
     explained(network, file)
     assert f"{AS_INFERENCERS}: a score at the threshold moves" in caplog.text
     assert "load it with INFERENCE_PRECISION_HINT=f32" in caplog.text
+
+
+def test_scores_that_are_not_finite_are_refused_whatever_was_compressed(
+    exported: tuple[KdMultiresolution, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, file = exported
+    shutil.copytree(file.parent, tmp_path, dirs_exist_ok=True)
+    sick = {
+        name: np.full_like(output, np.nan)
+        for name, output in in_torch(network, np.zeros((1, 3, 32, 64), np.float32)).items()
+        if output.dtype != bool
+    }
+    monkeypatch.setattr(export_check, "runtimes", lambda _: {"sick": lambda images: sick})
+    with pytest.raises(RuntimeError, match="moves by up to inf"):
+        explained(network, tmp_path / file.name, compression="INT8")
 
 
 def test_a_file_that_nothing_runs_is_not_checked_and_says_so(

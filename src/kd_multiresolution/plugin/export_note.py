@@ -17,6 +17,7 @@ from anomalib.post_processing import MEBinPostProcessor, PostProcessor
 from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, Normalize, Resize
 
 from kd_multiresolution.plugin.post_processor import FalseAlarmPostProcessor, UnclampedPostProcessor
+from kd_multiresolution.plugin.tiling import described
 
 FORMAT = 1  # to be raised with every change after which programs that read it have to change
 PACKAGES = (
@@ -67,6 +68,7 @@ def write_note(
             "size": None if input_size is None else [*input_size],
         },
         "preparation": {"by": "the model itself", "steps": [*_steps(_prepares(model))]},
+        "tiles": described(getattr(model.model, "tiler", None)),
         "score": _scale(model, "image"),
         "map": None if getattr(model.model, "anomaly_map", "") is None else _scale(model, "pixel"),
         "precision": {"needs": "float32", "why": PRECISION},
@@ -101,7 +103,7 @@ def digest(state: dict[str, Any]) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of those packages that are installed and have a part in an export."""
-    there = {distribution.metadata["Name"].lower(): distribution.version for distribution in distributions()}
+    there = {(distribution.metadata["Name"] or "").lower(): distribution.version for distribution in distributions()}
     return {name: there[name] for name in PACKAGES if name in there}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from kd_multiresolution.plugin.export_check import (
     checked,
     is_within_bounds,
 )
-from kd_multiresolution.plugin.export_note import parts, write_note
+from kd_multiresolution.plugin.export_note import note_file, parts, write_note
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +43,10 @@ def explained(
         has_own_shapes: whether the user said which shapes it takes, so that it may not take an image alone.
 
     Raises:
-        RuntimeError: if the file cannot be run, or is not compressed and gives other scores or maps than the model. The
-            latter is deleted.
+        RuntimeError: if the file cannot be run; or gives scores that are not finite, or, without compression, other
+            scores or maps than the model. The latter is deleted.
     """
+    note_file(file).unlink(missing_ok=True)  # of an earlier export
     if has_own_shapes:
         logger.warning("%s has shapes of its own, and was not held against the model.", file)
     check = None if has_own_shapes else checked(model, file, input_size, images)
@@ -53,12 +55,12 @@ def explained(
     }
     for name, found in beyond.items():
         correlation = found["least_correlation"]
-        maps = "" if correlation is None else f", a map correlates with torch's by {correlation:.4f} alone"
+        maps = "" if correlation is None else f", maps correlate by {correlation:.4f} or more"
         said = (
             f"{file}, {name}: a score at the threshold moves by up to {found['deviation']:.2g}{maps} (bounds: {BOUND}, "
             f"{LEAST_CORRELATION})."
         )
-        if compression is None and name != AS_INFERENCERS:
+        if math.isinf(found["deviation"]) or (compression is None and name != AS_INFERENCERS):
             for part in parts(file):
                 part.unlink()
             msg = f"{said} The file is not the model, and was deleted: export in another form."
