@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -111,5 +112,15 @@ def test_tiles_that_do_not_fit_are_refused(arguments: dict[str, Any], message: s
 def test_maps_that_know_no_tiles_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="this map is computed operator by operator, without tiles"):
         tiled(built("paper, gradient", **arguments))
-    with pytest.raises(ValueError, match="export_type='onnx': with a tiler, maps that are gradients"):
-        tiled(built("paper, gradient")).to_onnx("nowhere")
+
+
+@pytest.mark.parametrize("name", ["paper", "dual"])
+def test_a_model_in_tiles_is_exported_to_torch(name: str, tmp_path: Path) -> None:
+    network = tiled(built(name))
+    for export in (network.to_onnx, network.to_openvino):
+        with pytest.raises(ValueError, match="A model with a tiler is exported to torch alone"):
+            export(tmp_path)
+    file = network.to_torch(tmp_path)
+    note = json.loads(file.with_suffix(".json").read_text())
+    assert note["tiles"] == {"tile_size": [32, 32], "stride": [16, 16]}
+    assert note["check"]["runtimes"]["torch"]["deviation"] == 0

@@ -303,22 +303,13 @@ class KdMultiresolution(PluginModule, AnomalibModule):
 
     def to_onnx(self, *args: Any, **kwargs: Any) -> Any:
         """Export as anomalib does; refuse SmoothGrad, and a gradient through a source without backward rules."""
-        self._check_exportable("onnx")
+        self.model.check_exportable("onnx")
         return super().to_onnx(*args, **kwargs)
 
     def to_openvino(self, *args: Any, **kwargs: Any) -> Path:
         """Export as :meth:`to_onnx`."""
-        self._check_exportable("openvino")
+        self.model.check_exportable("openvino")
         return super().to_openvino(*args, **kwargs)
-
-    def _check_exportable(self, export_type: str) -> None:
-        self.model.check_exportable(export_type)
-        if self.model.tiler is not None and self.model.takes_gradient:
-            msg = (
-                f"export_type={export_type!r}: with a tiler, maps that are gradients are not exported to this form. "
-                "Use anomaly_map='discrepancy', or export_type='torch'."
-            )
-            raise ValueError(msg)
 
 
 class kd_multiresolution(KdMultiresolution):  # noqa: N801

@@ -216,8 +216,12 @@ class PluginModule(Base):
         """Export as :meth:`to_torch`.
 
         Raises:
+            ValueError: if the model has a tiler.
             RuntimeError: if the file does not give the model's scores and maps.
         """
+        if self._torch_model.tiler is not None:
+            msg = "A model with a tiler is exported to torch alone (export_type=torch): a graph cuts no tiles."
+            raise ValueError(msg)
         if isinstance(self.post_processor, UnclampedPostProcessor):
             self.post_processor.note_thresholds()
         # anomalib's default is 14, from which the exporter comes back to 18 with a page of errors.
