@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ from rich.progress import track
 from torch import Tensor
 
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
+from kd_multiresolution.plugin.export_check import Array, Run, in_torch, runtimes
 from kd_multiresolution.results.raw_metrics import Predictions, raw_metrics
 from reporting import markdown, write_both
-from run_exported import Array, Model, load
 
 MODELS: Mapping[str, Any] = {"paper": KdMultiresolution, "dual": KdMultiresolutionDual}
 FILES: Mapping[str, CompressionType | None] = {
@@ -40,21 +41,10 @@ FILES: Mapping[str, CompressionType | None] = {
 ROUNDING = 1e-6  # how far a map may be from one that is the same everywhere
 
 
-def answers(run: Model, data: AnomalibDataModule) -> dict[str, Array]:
+def answers(run: Run, data: AnomalibDataModule) -> dict[str, Array]:
     """Return a model's outputs for all test images by name."""
     parts = [run(np.ascontiguousarray(batch.image.as_subclass(Tensor))) for batch in data.test_dataloader()]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def in_torch(model: KdMultiresolution | KdMultiresolutionDual) -> Model:
-    """Return a function like that of an exported file."""
-
-    def run(images: Array) -> dict[str, Array]:
-        with torch.no_grad():
-            outputs = model(torch.from_numpy(images))._asdict()
-        return {name: output.numpy() for name, output in outputs.items() if output is not None}
-
-    return run
 
 
 def compared(ours: Mapping[str, Array], reference: Mapping[str, Array]) -> dict[str, Any]:
@@ -81,7 +71,7 @@ def rows(model: KdMultiresolution | KdMultiresolutionDual, data: AnomalibDataMod
     for batch in data.test_dataloader():
         labels.append(batch.gt_label.int())
         masks.append(batch.gt_mask.as_subclass(Tensor).float()[:, None])
-    reference = answers(in_torch(model), data)
+    reference = answers(partial(in_torch, model), data)
     mask = F.interpolate(torch.cat(masks), size=reference["anomaly_map"].shape[-2:], mode="nearest")[:, 0] > 0
     found = {"torch": reference}
     for name, compression in track(FILES.items(), description="export"):
@@ -91,7 +81,7 @@ def rows(model: KdMultiresolution | KdMultiresolutionDual, data: AnomalibDataMod
                 if name == "ONNX"
                 else model.to_openvino(Path(folder), compression_type=compression, datamodule=data)
             )
-            found[name] = answers(load(file)[0], data)
+            found[name] = answers(next(iter(runtimes(file).values())), data)
     table = {}
     for name, outputs in found.items():
         scores, maps = (torch.from_numpy(outputs[key].copy()) for key in ("pred_score", "anomaly_map"))

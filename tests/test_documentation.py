@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from anomalib.cli.cli import AnomalibCLI
+from anomalib.models import get_model, list_models
 from jsonargparse import ArgumentParser
 
 from tests.data.generated import write_noise_folders
@@ -39,7 +41,7 @@ def commands(page: Path) -> Iterator[str]:
     lines += re.findall(r"^# .*: (anomalib .*)$", rest, re.MULTILINE) if page.suffix == ".yaml" else []
     for line in lines:
         command = line.split(" && ")[-1]
-        if re.match(r"anomalib (?!benchmark)\w+ .*--(config|model) |python benchmarks/\S+ \S", command):
+        if re.match(r"anomalib (?!benchmark)\w+ .*--(config|model) |python (benchmarks|examples)/\S+ \S", command):
             yield command
 
 
@@ -72,7 +74,7 @@ def test_anomalib_accepts(command: str, anomalib_parser: ArgumentParser, monkeyp
 
 
 @of("python")
-def test_benchmarks_accept(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_accept(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, script, *arguments = shlex.split(command)
     parse = argparse.ArgumentParser.parse_args
 
@@ -103,3 +105,24 @@ def test_own_data_from_training_to_new_images(tmp_path: Path) -> None:
     for name in ("report.html", "scores.csv", "weights/lightning/model.ckpt", "images/good", "images/defect"):
         assert (results / name).exists(), name
     assert list(tmp_path.rglob("images/**/a.png")), "the new image has a heat map"
+
+
+STUDIO_FAMILIES = {
+    "memory_bank", "distribution", "reconstruction", "student_teacher", "gan_based", "transformer",
+    "foundation", "other",
+}  # fmt: skip
+
+
+def test_studio_finds_the_models_of_its_entries() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (PROJECT / "docs" / "studio.md").read_text(), re.DOTALL)
+    entries = yaml.safe_load(block)
+    assert {entry["id"] for entry in entries} == {name for name in list_models("snake") if "multires" in name}
+    for entry in entries:
+        expected = "id name description family recommended license metrics parameters supported"
+        assert [*entry] == expected.split()
+        assert {*entry["family"]} <= STUDIO_FAMILIES
+        assert {*entry["metrics"].values()} <= {1, 2, 3}
+        model = get_model(entry["id"], pretrained=False)
+        assert sum(weight.numel() for weight in model.parameters()) / 1e6 == pytest.approx(
+            entry["parameters"], abs=0.05
+        )

@@ -27,7 +27,7 @@ from tests.data.generated import write_noise_folders
 
 Run = Callable[[npt.NDArray[np.float32]], dict[str, npt.NDArray[np.float32]]]
 
-EXAMPLE = Path(__file__).parents[1] / "benchmarks" / "run_exported.py"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "run_exported.py"
 SIZE = 64
 MODELS = {
     "small_vgg both": {"source": "small_vgg"},

@@ -11,9 +11,10 @@ import torch
 from anomalib.engine import Engine
 
 import export
-from export import compared, in_torch
+from export import compared
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
 from kd_multiresolution.data.texture_defects import TextureDefects, ensure_written
+from kd_multiresolution.plugin.export_check import in_torch
 
 
 @pytest.mark.parametrize(("moved", "equal"), [(0.9e-3, True), (1.1e-3, False)])
@@ -21,7 +22,7 @@ def test_a_pixel_is_equal_within_a_thousandth_of_its_maps_range(moved: float, eq
     # A gradient map: its range is far below 1.
     model = KdMultiresolution("small_vgg", image_size=32).eval()
     images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    expected = in_torch(model)(images.numpy())
+    expected = in_torch(model, images.numpy())
     heat_map = expected["anomaly_map"].copy()
     assert 0 < np.ptp(heat_map) < 0.1
     heat_map[0, 0, 3, 4] += moved * np.ptp(heat_map)

@@ -10,6 +10,7 @@ from anomalib.deploy import CompressionType
 from anomalib.models import AnomalibModule
 
 from kd_multiresolution import KdMultiresolution
+from kd_multiresolution.plugin.quantization import quantize_source
 from tests.data.generated import write_noise_folders
 from tests.plugin.pictures import DEEP
 
@@ -18,7 +19,7 @@ def test_without_data_it_says_what_anomalib_says() -> None:
     with pytest.raises(ValueError, match="Datamodule must be provided") as theirs:
         AnomalibModule._post_training_quantization_ov(None)
     with pytest.raises(ValueError, match=f"^{theirs.value}: its training images calibrate it"):
-        KdMultiresolution._post_training_quantization_ov(None)
+        quantize_source(None, None, KdMultiresolution("small_vgg"))
 
 
 def test_a_deep_image_calibrates_nothing_nor_does_a_hidden_file(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def write(path: Path, size: tuple[int, int]) -> str:
     return str(path)
 
 
-def shown(path: str, transform: Transform, size: tuple[int, int] = SIZE) -> Image.Image:
+def shown(path: str, transform: Transform, size: tuple[int, int] | None = SIZE) -> Image.Image:
     return ModelView([transform]).picture(transform(read_image(path, as_tensor=True)), path, size)
 
 
@@ -150,3 +150,17 @@ def test_looking_at_a_file_draws_no_random_numbers(tmp_path: Path) -> None:
 def test_names_without_a_file_have_the_image_alone() -> None:
     item = ImageItem(image=torch.rand(3, 20, 40), image_path=None)
     assert ModelView().picture(item.image, "OneClassMNIST/three/7.png", SIZE).size == (91, 45)
+
+
+@pytest.mark.parametrize("name", ["resized", "enlarged", "cropped", "nested"])
+def test_a_picture_as_large_as_what_the_file_has_of_it(name: str, tmp_path: Path) -> None:
+    transform, (left, top, right, bottom) = PARTS[name]
+    path = write(tmp_path / "wide.png", WIDE)
+    picture = shown(path, transform, None)
+    assert picture.size == (right - left, bottom - top)
+    with Image.open(path) as file:
+        assert difference(picture, file.crop((left, top, right, bottom))) < 1
+
+
+def test_a_picture_without_a_file_is_as_large_as_the_model_has_it() -> None:
+    assert ModelView([]).picture(torch.rand(3, 20, 30), None, None).size == (30, 20)

@@ -37,6 +37,7 @@ from kd_multiresolution.plugin.module import PluginModule
 from kd_multiresolution.plugin.post_processor import FALSE_ALARM_RATE, FalseAlarmPostProcessor, check_rate_unconfigured
 from kd_multiresolution.plugin.pre_processor import check_unconfigured, resizing, sides, warn_of_other_normalization
 from kd_multiresolution.plugin.registration import register_models
+from kd_multiresolution.plugin.tiling import allow_tiles
 from kd_multiresolution.results.report import Report
 from kd_multiresolution.results.visualizer import FrameVisualizer, check_drawable
 from kd_multiresolution.training.batches import paths_and_batches, paths_of, sum_over_processes
@@ -166,6 +167,7 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         self.epoch_limit = EpochLimit(epochs, default_epochs)
         self.epoch_losses = EpochLosses()
         self.model = KdMultiresolutionDualModel(**arguments_of(KdMultiresolutionDualModel, given))
+        allow_tiles(self.model)
         if resizes:
             self.model.check_image_size(size)
         self.held_out = HeldOutImages(self.model, seed, image_score)

@@ -17,7 +17,7 @@ from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import Tensor
+from torch import Tensor, nn
 
 from kd_multiresolution.paper.attribution import CHUNK_SIZE
 from kd_multiresolution.paper.discrepancy import discrepancy_terms, weighted_sum
@@ -30,6 +30,7 @@ from kd_multiresolution.plugin.module import PluginModule
 from kd_multiresolution.plugin.post_processor import UnclampedPostProcessor
 from kd_multiresolution.plugin.pre_processor import check_unconfigured, resizing, sides, warn_of_other_normalization
 from kd_multiresolution.plugin.registration import register_models
+from kd_multiresolution.plugin.tiling import allow_tiles
 from kd_multiresolution.results.report import Report
 from kd_multiresolution.results.visualizer import FrameVisualizer, check_drawable
 from kd_multiresolution.training.batches import batches_of_an_epoch, sum_over_processes
@@ -186,6 +187,7 @@ class KdMultiresolution(PluginModule, AnomalibModule):
         self.epoch_losses = EpochLosses()
         self.thresholds = Thresholds()
         self.model = KdMultiresolutionModel(**arguments_of(KdMultiresolutionModel, given))
+        allow_tiles(self.model)
         if resizes:
             self.model.check_image_size(size)
 
@@ -284,6 +286,22 @@ class KdMultiresolution(PluginModule, AnomalibModule):
         if self._trainer is not None:
             self.thresholds.complete(self._trainer, self)  # the checkpoint's tensors are the model's own
         super().on_save_checkpoint(checkpoint)
+
+    @property
+    def tiled_networks(self) -> Sequence[nn.Module]:
+        """Source and cloner.
+
+        Raises:
+            ValueError: if the map is made of their operators, one by one, which know no tiles.
+        """
+        if self.model.anomaly_map == "guided_backprop" or self.model.explicit_backward:
+            model = self.model
+            msg = (
+                f"tiler: anomaly_map={model.anomaly_map!r}, explicit_backward={model.explicit_backward}: this map "
+                "is computed operator by operator, without tiles. Use anomaly_map='gradient' or 'discrepancy'."
+            )
+            raise ValueError(msg)
+        return [self.model.source, self.model.cloner]
 
     def to_onnx(self, *args: Any, **kwargs: Any) -> Any:
         """Export as anomalib does; refuse SmoothGrad, and a gradient through a source without backward rules."""

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from anomalib import LearningType
 from anomalib.data import AnomalibDataModule, InferenceBatch
+from anomalib.deploy import CompressionType
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from kd_multiresolution.plugin.checkpoint import KEY, CheckpointEntry
+from kd_multiresolution.plugin.exported import explained
 from kd_multiresolution.plugin.finite import NonFiniteError, checked_predictions
+from kd_multiresolution.plugin.full_precision import ask_for_float32
 from kd_multiresolution.plugin.image_files import ImageFileCheck
 from kd_multiresolution.plugin.post_processor import RankEvaluator, UnclampedPostProcessor
-from kd_multiresolution.plugin.quantization import quantize_source
+from kd_multiresolution.plugin.quantization import quantize_source, training_images
+from kd_multiresolution.plugin.tiling import check_tiler, described, in_tiles, restored
 from kd_multiresolution.source.weights import weights_follow
 
 if TYPE_CHECKING:
     Base = AnomalibModule
 else:
     Base = object  # anomalib's registry takes every direct subclass of AnomalibModule for a model
+
+SHAPES = {"dynamic_axes", "dynamic_shapes"}
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +42,8 @@ class PluginModule(Base):
     """A mixin, to stand before ``AnomalibModule``: the torch model is ``model``, and its source ``model.source``."""
 
     checkpoint_entry: ClassVar[CheckpointEntry]
+    _is_on_the_way = False
+    _tiling: Sequence[RemovableHandle] = ()
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -59,6 +68,37 @@ class PluginModule(Base):
         """Return anomalib's components, and the check of image files."""
         components = super().configure_callbacks()
         return [*([components] if isinstance(components, Callback) else components), ImageFileCheck()]
+
+    def setup(self, stage: str) -> None:
+        """Let the networks see tiles if the user gave the model a tiler.
+
+        Raises:
+            ValueError: if tiles do not fit the images.
+        """
+        super().setup(stage)
+        self.apply_tiler()
+
+    def apply_tiler(self) -> None:
+        """Let the networks see the tiles of the model's ``tiler``, or whole images if it has none.
+
+        Raises:
+            ValueError: if tiles do not fit the images.
+        """
+        for handle in self._tiling:
+            handle.remove()
+        self._tiling = []
+        if (tiler := self._torch_model.tiler) is not None:
+            check_tiler(tiler, self.input_size, self._torch_model.source.stride)
+            self._tiling = in_tiles(self.tiled_networks, tiler)
+
+    @property
+    def tiled_networks(self) -> Sequence[nn.Module]:
+        """The networks that see images, in tiles if there is a tiler."""
+        return [self._torch_model.source]
+
+    @property
+    def _torch_model(self) -> Any:
+        return self.model
 
     def on_fit_start(self) -> None:
         """Say which source it is."""
@@ -110,7 +150,7 @@ class PluginModule(Base):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what anomalib keeps, and what the model was built with."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[KEY] = self.checkpoint_entry.describe(self)
+        checkpoint[KEY] = {**self.checkpoint_entry.describe(self), "tiler": described(self._torch_model.tiler)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load what anomalib keeps, and say what does not fit it.
@@ -121,6 +161,7 @@ class PluginModule(Base):
         self.checkpoint_entry.check(checkpoint, self)
         super().on_load_checkpoint(checkpoint)
         self.checkpoint_entry.warn_of_other_images(checkpoint, self)
+        self._load_tiler(checkpoint)
         trained_epochs = 0
         if self._trainer is not None:
             if self._trainer.state.fn == TrainerFn.FITTING:
@@ -138,6 +179,18 @@ class PluginModule(Base):
                 trained_epochs,
             )
 
+    def _load_tiler(self, checkpoint: dict[str, Any]) -> None:
+        """Take the tiler that a checkpoint was trained with; one of the user's own stays, and the log says so."""
+        theirs = (checkpoint.get(KEY) or {}).get("tiler")
+        if theirs is not None and self._torch_model.tiler is None:
+            self._torch_model.tiler = restored(theirs)
+            self.apply_tiler()
+        ours = described(self._torch_model.tiler)
+        if KEY in checkpoint and ours != theirs:
+            logger.warning(
+                "This checkpoint was trained with tiler=%s, the model has %s: thresholds do not fit.", theirs, ours
+            )
+
     @classmethod
     def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
         """Load a model; the source's weights come from the checkpoint, not from a download or the original file.
@@ -149,29 +202,80 @@ class PluginModule(Base):
         with weights_follow():
             return super().load_from_checkpoint(*args, **kwargs)
 
-    def to_onnx(self, *args: Any, **kwargs: Any) -> Any:
-        """Export as anomalib does."""
+    def to_torch(self, *args: Any, **kwargs: Any) -> Path:
+        """Export as anomalib does, with a note beside the file, and hold the file against the model."""
+        return explained(self, super().to_torch(*args, **kwargs))
+
+    def to_onnx(  # type: ignore[override]
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Export as :meth:`to_torch`.
+
+        Raises:
+            ValueError: if the model has a tiler.
+            RuntimeError: if the file does not give the model's scores and maps.
+        """
+        if self._torch_model.tiler is not None:
+            msg = "A model with a tiler is exported to torch alone (export_type=torch): a graph cuts no tiles."
+            raise ValueError(msg)
         if isinstance(self.post_processor, UnclampedPostProcessor):
             self.post_processor.note_thresholds()
         # anomalib's default is 14, from which the exporter comes back to 18 with a page of errors.
         kwargs.setdefault("opset_version", 18)
-        return super().to_onnx(*args, **kwargs)
+        own = not SHAPES.isdisjoint(kwargs)
+        file = super().to_onnx(export_root, model_file_name, input_size, **kwargs)
+        # On the way to OpenVINO it lies in a folder that vanishes.
+        return file if self._is_on_the_way else explained(self, file, input_size=input_size, has_own_shapes=own)
 
-    def to_openvino(self, *args: Any, **kwargs: Any) -> Path:
-        """Export as anomalib does, and say how the file keeps its scores."""
-        path = super().to_openvino(*args, **kwargs)
-        logger.warning(
-            "OpenVINO computes in bfloat16 on processors that have it, which can flip labels near the threshold: load "
-            "%s with INFERENCE_PRECISION_HINT=f32. anomalib's own inferencer scripts do not set it.",
-            path,
+    def to_openvino(  # type: ignore[override]
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        compression_type: CompressionType | None = None,
+        datamodule: AnomalibDataModule | None = None,
+        **kwargs: Any,
+    ) -> Path:
+        """Export as :meth:`to_onnx`, to a file whose operations ask for float32; warn if compression costs much."""
+        self._is_on_the_way = True
+        try:
+            file: Path = super().to_openvino(
+                export_root, model_file_name, input_size, compression_type, datamodule, **kwargs
+            )
+        finally:
+            self._is_on_the_way = False
+        ask_for_float32(file)
+        calibrates = compression_type in {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}
+        images = training_images(datamodule, input_size) if calibrates and datamodule is not None else []
+        explained(
+            self,
+            file,
+            input_size=input_size,
+            compression=compression_type and compression_type.value,
+            images=images,
+            has_own_shapes=bool(kwargs.get("ov_kwargs")) or not SHAPES.isdisjoint(kwargs.get("onnx_kwargs") or {}),
         )
-        return path
+        logger.warning(
+            "OpenVINO computes in bfloat16 on processors that have it, which can flip labels near the threshold. The "
+            "operations of %s ask for float32; versions before 2026 do not heed that, nor do all devices: load it with "
+            "INFERENCE_PRECISION_HINT=f32, and try it where it will run (examples/run_exported.py --check).",
+            file,
+        )
+        return file
 
-    @staticmethod
-    def _post_training_quantization_ov(model: Any, datamodule: AnomalibDataModule | None = None) -> Any:
-        """Quantise the source alone: with the cloner and the maps in INT8 as well, neither score nor map is left."""
-        if datamodule is None:
-            # anomalib's words, and what for.
-            msg = "Datamodule must be provided for OpenVINO INT8_PTQ compression: its training images calibrate it."
-            raise ValueError(msg)
-        return quantize_source(model, datamodule)
+    def _compress_ov_model(
+        self,
+        model: Any,
+        compression_type: CompressionType | None = None,
+        datamodule: AnomalibDataModule | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Compress as anomalib does; INT8_PTQ is for what of the source stands it, and never for cloners and maps."""
+        if compression_type == CompressionType.INT8_PTQ:
+            return quantize_source(model, datamodule, self)
+        return super()._compress_ov_model(model, compression_type, datamodule, *args, **kwargs)

@@ -50,16 +50,22 @@ class Frame(NamedTuple):
     file: Tensor | None = None
     box: Box | None = None
 
-    def picture(self, size: tuple[int, int]) -> Image.Image:
-        """Return the picture, which has as many pixels as one of this width and height, in its own proportions."""
+    def picture(self, size: tuple[int, int] | None) -> Image.Image:
+        """Return the picture in its own proportions.
+
+        Args:
+            size: a width and a height: it has as many pixels; ``None``: as many as the file has of it, or the model if
+                that is not known.
+        """
         picture: Image.Image = to_pil_image(self.seen)
         proportions = picture.width / picture.height
         if self.file is not None and (box := self.box) is not None:
-            proportions = (box.right - box.left) / (box.bottom - box.top)
+            sides = box.right - box.left, box.bottom - box.top
+            proportions, size = sides[0] / sides[1], size or (round(sides[0]), round(sides[1]))
             if min(box) >= 0 and box.right <= self.file.shape[-1] and box.bottom <= self.file.shape[-2]:
                 whole: Image.Image = to_pil_image(self.file)
                 return whole.resize(_sides(size, proportions), box=box)
-        return picture.resize(_sides(size, proportions))
+        return picture.resize(_sides(size or picture.size, proportions))
 
 
 class ModelView:
@@ -118,13 +124,14 @@ class ModelView:
                 return Frame(seen, file, box)
         return Frame(seen)
 
-    def picture(self, image: Tensor, path: str | None, size: tuple[int, int]) -> Image.Image:
+    def picture(self, image: Tensor, path: str | None, size: tuple[int, int] | None) -> Image.Image:
         """Return the picture of an image.
 
         Args:
             image: as the model was given it, (3, H, W).
             path: its file, if there is one.
-            size: a width and a height: the picture has as many pixels, in its own proportions.
+            size: a width and a height: the picture has as many pixels, in its own proportions; ``None``: as many as the
+                file has of it, or the model if that is not known.
         """
         return self.frame(image, path).picture(size)
 

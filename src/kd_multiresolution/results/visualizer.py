@@ -31,11 +31,13 @@ class FrameVisualizer(ImageVisualizer):
     longer than anomalib's. A map without a threshold has colours of its own range, and the picture says so.
 
     Args:
+        as_large_as_file: each picture has as many pixels as the file has of what it shows, whatever ``field_size`` is.
         **kwargs: as anomalib's.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, as_large_as_file: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.as_large_as_file = as_large_as_file
         self.run = _anomalibs()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -106,7 +108,8 @@ class FrameVisualizer(ImageVisualizer):
                 drawn.save(folder / name)
 
     def _seen(self, item: ImageItem) -> Image.Image:
-        return self.run.view.picture(cast("Tensor", item.image), getattr(item, "image_path", None), self.field_size)
+        size = None if self.as_large_as_file else self.field_size
+        return self.run.view.picture(cast("Tensor", item.image), getattr(item, "image_path", None), size)
 
     def _noted(self, drawn: Image.Image, item: ImageItem, picture: Image.Image, number: int) -> Image.Image:
         """Return pictures side by side with a note on a heat map among them if its colours are no other one's."""
