@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -33,15 +34,17 @@ from kd_multiresolution.dual.loss import cloner_losses
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from kd_multiresolution.plugin.arguments import arguments_of, check_choice, check_positive, check_seed, check_types
 from kd_multiresolution.plugin.checkpoint import KEY, CheckpointEntry, check_variant
+from kd_multiresolution.plugin.learnt import distribution
 from kd_multiresolution.plugin.module import PluginModule
 from kd_multiresolution.plugin.post_processor import FALSE_ALARM_RATE, FalseAlarmPostProcessor, check_rate_unconfigured
 from kd_multiresolution.plugin.pre_processor import check_unconfigured, resizing, sides, warn_of_other_normalization
 from kd_multiresolution.plugin.registration import register_models
 from kd_multiresolution.results.report import Report
 from kd_multiresolution.results.visualizer import FrameVisualizer, check_drawable
-from kd_multiresolution.training.batches import paths_and_batches, paths_of, sum_over_processes
+from kd_multiresolution.training.batches import of_all_processes, paths_and_batches, paths_of, sum_over_processes
 from kd_multiresolution.training.cache import TrainingCache
 from kd_multiresolution.training.epochs import EpochLimit, EpochSeeds
+from kd_multiresolution.training.learnt_pictures import LearntPictures
 from kd_multiresolution.training.loss import EpochLosses, FiniteLoss
 from kd_multiresolution.training.thresholds import is_heard
 
@@ -206,6 +209,7 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
             self.training_cache,
             self.epoch_losses,
             FiniteLoss(),
+            LearntPictures(),
             self.epoch_limit,
             CalibratedEvaluation(),
         ]
@@ -258,7 +262,11 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
     def calibrate(self) -> None:
         """Tell from held-out images what is normal to the cloners, while they are trained, and set the threshold."""
         normal = self.held_out.calibrate(self._sum_over_processes)
-        if normal is not None and isinstance(self.post_processor, FalseAlarmPostProcessor):
+        if normal is None:
+            return
+        scores = distribution(of_all_processes(self.trainer, normal[0].scores))
+        self.learnt = replace(self.learnt, origin="held-out training images", scores=scores)
+        if isinstance(self.post_processor, FalseAlarmPostProcessor):
             self.post_processor.set_normal_scores(*normal)
 
     def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:

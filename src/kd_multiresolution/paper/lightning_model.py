@@ -36,6 +36,7 @@ from kd_multiresolution.training.batches import batches_of_an_epoch, sum_over_pr
 from kd_multiresolution.training.cache import TrainingCache
 from kd_multiresolution.training.convergence import ConvergenceStopping
 from kd_multiresolution.training.epochs import EpochLimit, EpochSeeds
+from kd_multiresolution.training.learnt_pictures import LearntPictures
 from kd_multiresolution.training.loss import EpochLosses, FiniteLoss
 from kd_multiresolution.training.optimizer import adam
 from kd_multiresolution.training.thresholds import Thresholds
@@ -226,6 +227,7 @@ class KdMultiresolution(PluginModule, AnomalibModule):
             self.training_cache,
             self.epoch_losses,
             FiniteLoss(),
+            LearntPictures(),
             EpochLimit(self.epochs, lambda _: DEFAULT.epochs),
         ]
         if self.visualizer is not None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from kd_multiresolution.plugin.checkpoint import KEY, CheckpointEntry
 from kd_multiresolution.plugin.finite import NonFiniteError, checked_predictions
 from kd_multiresolution.plugin.image_files import ImageFileCheck
+from kd_multiresolution.plugin.learnt import LearntNormals
 from kd_multiresolution.plugin.post_processor import RankEvaluator, UnclampedPostProcessor
 from kd_multiresolution.plugin.quantization import quantize_source
 from kd_multiresolution.source.weights import weights_follow
@@ -32,9 +33,14 @@ logger = logging.getLogger(__name__)
 
 
 class PluginModule(Base):
-    """A mixin, to stand before ``AnomalibModule``: the torch model is ``model``, and its source ``model.source``."""
+    """A mixin, to stand before ``AnomalibModule``: the torch model is ``model``, and its source ``model.source``.
+
+    Attributes:
+        learnt: what normal images were like in training.
+    """
 
     checkpoint_entry: ClassVar[CheckpointEntry]
+    learnt = LearntNormals()
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -108,9 +114,9 @@ class PluginModule(Base):
         return self.predicted(batch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save what anomalib keeps, and what the model was built with."""
+        """Save what anomalib keeps, what the model was built with, and what normal images were like."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[KEY] = self.checkpoint_entry.describe(self)
+        checkpoint[KEY] = {**self.checkpoint_entry.describe(self), "learnt": self.learnt.entry()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load what anomalib keeps, and say what does not fit it.
@@ -120,6 +126,7 @@ class PluginModule(Base):
         """
         self.checkpoint_entry.check(checkpoint, self)
         super().on_load_checkpoint(checkpoint)
+        self.learnt = LearntNormals.of_entry((checkpoint.get(KEY) or {}).get("learnt"))
         self.checkpoint_entry.warn_of_other_images(checkpoint, self)
         trained_epochs = 0
         if self._trainer is not None:

@@ -158,6 +158,7 @@ class Thresholds(Callback):
         self._lacks_pixels = False
         module = cast("Any", pl_module)
         present = {name: tensor.clone() for name, tensor in module.state_dict().items() if torch.is_tensor(tensor)}
+        learnt = module.learnt
         for path in filter(None, paths):
             logger.info("Fitting the threshold of pixels of %s.", path)
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -166,6 +167,7 @@ class Thresholds(Callback):
             checkpoint["state_dict"] = module.state_dict()
             trainer.strategy.checkpoint_io.save_checkpoint(checkpoint, path)
         module.load_state_dict(present, strict=False)
+        module.learnt = learnt
 
     def _note(self, module: Any, kinds: tuple[str, ...], mark: bytes) -> None:
         self._fitted.update(dict.fromkeys(kinds, mark))
