@@ -39,6 +39,7 @@ from kd_multiresolution.plugin.module import PluginModule
 from kd_multiresolution.plugin.post_processor import FALSE_ALARM_RATE, FalseAlarmPostProcessor, check_rate_unconfigured
 from kd_multiresolution.plugin.pre_processor import check_unconfigured, resizing, sides, warn_of_other_normalization
 from kd_multiresolution.plugin.registration import register_models
+from kd_multiresolution.results.drift import DriftWarning
 from kd_multiresolution.results.report import Report
 from kd_multiresolution.results.visualizer import FrameVisualizer, check_drawable
 from kd_multiresolution.training.batches import of_all_processes, paths_and_batches, paths_of, sum_over_processes
@@ -71,6 +72,8 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
             source's stride at the last critical point. Default: 256. Not together with a pre-processor of your own.
         imagenet_normalization: normalise images with the mean and deviation that the source was trained with:
             ImageNet's for torchvision's networks, 0.5 and 0.5 for ``efficientnet_lite0``. Default: yes.
+        region: file of a mask, such as a PNG, as large as the image files it was drawn on: white is judged, of all else
+            nothing is seen, learnt from, scored or marked. Kept in checkpoints and exported files. Default: everything.
         epochs: train for this many epochs. Default: as many as make 1,400 steps. ``--trainer.max_epochs`` takes
             precedence (unless it is 1000, Lightning's own default).
         learning_rate: the optimiser's (Muon) highest rate in its one cycle. Default: 4e-3.
@@ -123,6 +126,7 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         sigma: float = 4.0,
         image_size: int | tuple[int, int] | None = None,
         imagenet_normalization: bool | None = None,
+        region: str | Path | None = None,
         epochs: int | None = None,
         learning_rate: float | None = None,
         image_score: Literal["auto", "defects", "whole"] = "auto",
@@ -170,6 +174,7 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         self.model = KdMultiresolutionDualModel(**arguments_of(KdMultiresolutionDualModel, given))
         if resizes:
             self.model.check_image_size(size)
+        self.judge_within(region)
         self.held_out = HeldOutImages(self.model, seed, image_score)
 
     @staticmethod
@@ -203,7 +208,8 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Return anomalib's components, and what training consists of besides its steps."""
-        callbacks = [
+        callbacks: list[Callback] = [
+            DriftWarning(),
             *super().configure_callbacks(),
             self.epoch_seeds,
             self.training_cache,

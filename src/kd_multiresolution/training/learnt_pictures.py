@@ -8,7 +8,7 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kd_multiresolution.plugin.learnt import distribution
-from kd_multiresolution.plugin.pictures import STATISTICS, picture_statistics
+from kd_multiresolution.plugin.pictures import STATISTICS
 from kd_multiresolution.training.batches import of_all_processes
 
 
@@ -31,7 +31,7 @@ class LearntPictures(Callback):
         if trainer.current_epoch > 0:
             return
         module = cast("Any", pl_module)
-        for name, values in picture_statistics(batch.image, getattr(module.pre_processor, "transform", None)).items():
+        for name, values in module.picture_statistics(batch.image).items():
             self._found[name] += values
         if trainer.is_last_batch:
             pictures = {name: distribution(of_all_processes(trainer, values)) for name, values in self._found.items()}
