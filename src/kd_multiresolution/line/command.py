@@ -1,0 +1,30 @@
+"""The program ``kd-multiresolution-threshold``: anomalib's command line takes no further commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from jsonargparse import ArgumentParser
+
+from kd_multiresolution.line.threshold import set_threshold
+
+
+def parser() -> ArgumentParser:
+    """Return what understands the arguments, which are those of :func:`set_threshold`."""
+    program = ArgumentParser(prog="kd-multiresolution-threshold", description=set_threshold.__doc__)
+    program.add_argument("--config", action="config", help="a file with the arguments")
+    program.add_function_arguments(set_threshold, as_group=False)
+    return program
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Set the thresholds of a checkpoint again, and say what has changed."""
+    program = parser()
+    given = program.parse_args(arguments)
+    given.pop("config")
+    try:
+        change = set_threshold(**given)
+    except ValueError as error:
+        program.exit(2, f"{program.prog}: {error}\n")
+    sys.stdout.write(f"{change}\n")
