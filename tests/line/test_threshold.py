@@ -49,11 +49,14 @@ def trained(kind: str, pictures: Path, folder: Path, **arguments: Any) -> Path:
         "squares", root=pictures, normal_dir="train", normal_test_dir="good", abnormal_dir="defect", num_workers=0,
         train_batch_size=4, eval_batch_size=4, val_split_mode="same_as_test", seed=0,
     )  # fmt: skip
-    settings = {"image_size": SIZE, "visualizer": False, "imagenet_normalization": True, **arguments}
+    settings = {
+        "source": "efficientnet_lite0", "image_size": SIZE, "visualizer": False, "imagenet_normalization": True,
+        **arguments,
+    }  # fmt: skip
     if kind == "paper":
         settings["anomaly_map"] = "discrepancy"
     runner = engine(folder, max_epochs=1)
-    runner.fit(MODELS[kind]("efficientnet_lite0", **settings), datamodule=data)
+    runner.fit(MODELS[kind](**settings), datamodule=data)
     return Path(runner.trainer.checkpoint_callback.best_model_path)
 
 
@@ -122,18 +125,24 @@ def test_what_the_model_holds_later_images_against_are_the_fresh_ones(
     assert len(learnt.scores) == len(learnt.pictures["brightness"]) == 20
 
 
-def test_its_export_decides_the_same(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+def of_files(folder: Path) -> list[torch.Tensor]:
+    files = sorted(folder.glob("*.png"))
+    return [torch.from_numpy(np.asarray(Image.open(file), np.float32)).permute(2, 0, 1)[None] / 255 for file in files]
+
+
+def test_what_is_exported_decides_the_same(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
     set_threshold(checkpoint, pictures / "good", tmp_path / "new.ckpt", false_alarms=5)
-    engine(tmp_path).export(loaded(tmp_path / "new.ckpt"), "onnx", export_root=tmp_path)
-    session = onnxruntime.InferenceSession(next(tmp_path.rglob("*.onnx")))
-    names = [output.name for output in session.get_outputs()]
-    files = sorted((pictures / "good").glob("*.png"))
-    labels = 0
-    for file in files:
-        picture = np.asarray(Image.open(file), np.float32).transpose(2, 0, 1)[None] / 255
-        outputs = dict(zip(names, session.run(None, {session.get_inputs()[0].name: picture}), strict=True))
-        labels += int(outputs["pred_label"].reshape(-1)[0])
-    assert labels == 5
+    network = loaded(tmp_path / "new.ckpt").eval()
+    with torch.no_grad():
+        assert sum(int(network(picture).pred_label) for picture in of_files(pictures / "good")) == 5
+
+
+def test_so_does_the_exported_file(pictures: Path, tmp_path: Path) -> None:
+    path = trained("paper", pictures, tmp_path, source="small_vgg")
+    set_threshold(path, pictures / "good", tmp_path / "new.ckpt", false_alarms=5)
+    session = onnxruntime.InferenceSession(loaded(tmp_path / "new.ckpt").to_onnx(tmp_path))
+    said = [session.run(["pred_label"], {"input": picture.numpy()})[0] for picture in of_files(pictures / "good")]
+    assert sum(int(label.reshape(-1)[0]) for label in said) == 5
 
 
 def test_the_commands_work_on_it(

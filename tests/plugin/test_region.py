@@ -139,23 +139,22 @@ def test_a_checkpoint_has_it_without_the_file(trained: Any, pictures: Path, tmp_
     assert torch.equal(cli.model.model.source.region.cpu(), network.model.source.region)
 
 
-def test_an_export_has_it(trained: Any, pictures: Path, tmp_path: Path) -> None:
-    kind, _, network, _ = trained
-    if kind == "gradient":
-        pytest.skip("the source's gradients are exported in tests of their own")
-    Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu").export(network, "onnx", export_root=tmp_path)
-    session = onnxruntime.InferenceSession(next(tmp_path.rglob("*.onnx")))
+def test_an_export_has_it(pictures: Path, tmp_path: Path) -> None:
+    network, _ = fitted("gradient", pictures, "quiet", tmp_path, source="small_vgg")
+    session = onnxruntime.InferenceSession(network.to_onnx(tmp_path))
     names = [output.name for output in session.get_outputs()]
 
     def run(name: str) -> dict[str, np.ndarray]:
         file = pictures / name / "test" / "00.png"
         picture = np.asarray(Image.open(file), np.float32).transpose(2, 0, 1)[None] / 255
-        return dict(zip(names, session.run(None, {session.get_inputs()[0].name: picture}), strict=True))
+        return dict(zip(names, session.run(None, {"input": picture}), strict=True))
 
     quiet, loud = run("quiet"), run("loud")
     assert all(np.array_equal(quiet[name], loud[name]) for name in names)
-    expected = predicted(network, pictures / "quiet" / "test" / "00.png", tmp_path)
+    expected = predicted(network, pictures / "loud" / "test" / "00.png", tmp_path)
     assert np.allclose(quiet["pred_score"].reshape(-1), expected["pred_score"].numpy(), atol=1e-4)
+    region = network.model.source.region[0].numpy()
+    assert not quiet["pred_mask"].reshape(region.shape)[~region].any()
 
 
 def test_another_region_than_the_checkpoints_is_refused(trained: Any, pictures: Path, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_chance_hardly_ever_warns() -> None:
 def test_what_is_real_but_harmless_does_not_warn() -> None:
     generator = np.random.default_rng(0)
     before = draws(generator, 1000)
-    assert picture_change("brightness", before, draws(generator, 1000, 0.52)) is None, "4 % brighter"
+    assert picture_change("brightness", before, draws(generator, 1000, 0.54)) is None, "8 % brighter"
     assert score_change(before, draws(generator, 1000, 0.52), 0.7) is None
     steady = (0.5 + 1e-4 * generator.normal(size=1000)).tolist()
     assert picture_change("brightness", steady, [value + 0.001 for value in steady]) is None, "all brighter, by nothing"

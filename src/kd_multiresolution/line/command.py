@@ -12,8 +12,8 @@ from kd_multiresolution.line.threshold import set_threshold
 
 def parser() -> ArgumentParser:
     """Return what understands the arguments, which are those of :func:`set_threshold`."""
-    program = ArgumentParser(prog="kd-multiresolution-threshold", description=set_threshold.__doc__)
-    program.add_argument("--config", action="config", help="a file with the arguments")
+    description = (set_threshold.__doc__ or "").partition("\n")[0]
+    program = ArgumentParser(prog="kd-multiresolution-threshold", description=description)
     program.add_function_arguments(set_threshold, as_group=False)
     return program
 
@@ -22,9 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Set the thresholds of a checkpoint again, and say what has changed."""
     program = parser()
     given = program.parse_args(arguments)
-    given.pop("config")
     try:
-        change = set_threshold(**given)
+        change = set_threshold(**given.as_dict())
     except ValueError as error:
         program.exit(2, f"{program.prog}: {error}\n")
     sys.stdout.write(f"{change}\n")

@@ -17,7 +17,7 @@ from kd_multiresolution.line.choice import Scores
 from kd_multiresolution.plugin.pictures import STATISTICS
 
 
-@dataclass
+@dataclass(eq=False)
 class RawScores(Callback):
     """What a model says of some images, as it says it, and what these are like.
 

@@ -79,7 +79,7 @@ class RegionOfInterest(Callback):
     ) -> None:
         del trainer, args, kwargs
         if outputs.pred_mask is not None and (region := cast("Any", pl_module).model.source.region) is not None:
-            outputs.pred_mask = outputs.pred_mask.bool() & region.reshape(region.shape[-2:])
+            outputs.pred_mask = _cut(outputs.pred_mask, region.reshape(region.shape[-2:]))
 
     on_test_batch_end = on_predict_batch_end = _on_batch_end
 
@@ -88,4 +88,8 @@ def marked_within(predictions: InferenceBatch, region: Tensor | None) -> Inferen
     """Return predictions with masks, (N, 1, H, W), cut to a region, if there is one."""
     if region is None or predictions.pred_mask is None:
         return predictions
-    return predictions._replace(pred_mask=predictions.pred_mask & region)
+    return predictions._replace(pred_mask=_cut(predictions.pred_mask, region))
+
+
+def _cut(masks: Tensor, region: Tensor) -> Tensor:
+    return torch.where(region, masks, torch.zeros_like(masks))  # of whatever type a post-processor gives

@@ -16,7 +16,7 @@ TESTS = 5  # of a run: three of pictures, two of scores
 LEVEL = 0.001 / TESTS  # of one test, so that chance alone makes a warning in one run of a thousand at most
 FEWEST = 8  # images on either side
 LEAST_DISTANCE = 0.5  # of the distributions, Kolmogorov and Smirnov's: from 0, the same, to 1, apart
-LEAST_CHANGE = {"brightness": 0.05, "contrast": 0.1, "sharpness": 0.1}  # of the median, as a fraction of it
+LEAST_CHANGE = 0.1  # of the median of a statistic of pictures, as a fraction of it
 LEAST_SHIFT = 0.25  # of the median score, as a fraction of its way to the threshold
 LEAST_SHARE = 0.05  # of images more above the threshold
 
@@ -39,7 +39,7 @@ def picture_change(name: str, learnt: Sequence[float], found: Sequence[float]) -
         return None
     before, now = float(np.median(learnt)), float(np.median(found))
     change = (now - before) / max(abs(before), float(np.finfo(np.float32).tiny))
-    if abs(change) < LEAST_CHANGE[name]:
+    if abs(change) < LEAST_CHANGE:
         return None
     return f"{name} {now:.3g}, learnt {before:.3g} ({100 * change:+.0f} %)"
 

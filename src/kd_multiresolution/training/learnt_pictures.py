@@ -30,9 +30,18 @@ class LearntPictures(Callback):
         del outputs, batch_idx
         if trainer.current_epoch > 0:
             return
-        module = cast("Any", pl_module)
-        for name, values in module.picture_statistics(batch.image).items():
+        for name, values in cast("Any", pl_module).picture_statistics(batch.image).items():
             self._found[name] += values
         if trainer.is_last_batch:
-            pictures = {name: distribution(of_all_processes(trainer, values)) for name, values in self._found.items()}
-            module.learnt = replace(module.learnt, pictures=pictures)
+            self._note(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the model know of an epoch that ends before its last batch."""
+        self._note(trainer, pl_module)
+
+    def _note(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch > 0 or not all(self._found.values()):  # resumed behind an epoch's last batch
+            return
+        module = cast("Any", pl_module)
+        pictures = {name: distribution(of_all_processes(trainer, values)) for name, values in self._found.items()}
+        module.learnt = replace(module.learnt, pictures=pictures)
