@@ -19,7 +19,7 @@ from torchvision.utils import save_image
 
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual, set_threshold
 from kd_multiresolution.line.command import main
-from kd_multiresolution.plugin.post_processor import UnclampedPostProcessor
+from kd_multiresolution.plugin.post_processor import FalseAlarmPostProcessor, UnclampedPostProcessor
 
 SIZE = 64
 COUNTS = {"train": 16, "good": 20, "defect": 6}
@@ -189,7 +189,7 @@ def test_a_sensitivity_does_not_move_the_new_threshold(pictures: Path, tmp_path:
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_raw_scores_and_other_post_processors(kind: str, pictures: Path, tmp_path: Path) -> None:
-    own = PostProcessor() if kind == "paper" else UnclampedPostProcessor(enable_normalization=False)
+    own = PostProcessor() if kind == "paper" else FalseAlarmPostProcessor(enable_normalization=False)
     path = trained(kind, pictures, tmp_path, post_processor=own)
     change = set_threshold(path, pictures / "good", tmp_path / "new.ckpt", false_alarms=2)
     found = predicted(tmp_path / "new.ckpt", pictures / "good", tmp_path)
@@ -210,7 +210,7 @@ def refused(checkpoint: Path, pictures: Path, folder: Path, **arguments: Any) ->
 
 def test_what_cannot_be_had_is_refused_in_words(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
     def words(**arguments: Any) -> str:
-        return refused(checkpoint, pictures, tmp_path, **arguments)
+        return refused(tmp_path, **{"checkpoint": checkpoint, "good": pictures / "good", **arguments})
 
     assert "999 good images" in words(false_alarm_rate=0.001)
     assert "0 to 19" in words(false_alarms=20)
@@ -234,7 +234,7 @@ def test_what_cannot_be_had_is_refused_in_words(checkpoint: Path, pictures: Path
 
 def test_a_model_without_a_threshold_is_refused(pictures: Path, tmp_path: Path) -> None:
     path = trained("dual", pictures, tmp_path, post_processor=False)
-    assert "no post-processor" in refused(path, pictures, tmp_path, false_alarms=1)
+    assert "no post-processor" in refused(tmp_path, checkpoint=path, good=pictures / "good", false_alarms=1)
 
 
 def test_the_command_refuses_in_words(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from kd_multiresolution.line.scoring import RawScores, raw_scores
 from kd_multiresolution.plugin.arguments import check_positive, check_types
 from kd_multiresolution.plugin.checkpoint import KEY, MODELS_BY_VARIANT
 from kd_multiresolution.plugin.learnt import distribution
-from kd_multiresolution.plugin.post_processor import SENSITIVITY
+from kd_multiresolution.plugin.post_processor import SENSITIVITY, renew_thresholds
 
 
 def set_threshold(
@@ -212,9 +212,7 @@ def _normalised(post_processor: PostProcessor, threshold: float) -> float | None
 
 
 def _write(stored: dict[str, Any], model: Any, good: RawScores, path: Path) -> None:
-    prefix = "post_processor."
-    state = {prefix + name: tensor for name, tensor in model.post_processor.state_dict().items()}
-    stored["state_dict"].update({name: tensor for name, tensor in state.items() if name in stored["state_dict"]})
+    renew_thresholds(stored, model.post_processor)
     stored["anomalib_post_processor_config"] = model.post_processor.checkpoint_config()
     pictures = {name: distribution(values) for name, values in good.pictures.items()}
     learnt = replace(

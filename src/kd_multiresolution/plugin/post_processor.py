@@ -94,7 +94,8 @@ class UnclampedPostProcessor(PostProcessor):
     ) -> None:
         """Update the statistics, the scores of normal images, and the highest value on those without masks."""
         super().on_validation_batch_end(trainer, pl_module, outputs, *args, **kwargs)
-        if outputs.gt_label is not None and not outputs.gt_label.all():
+        scored = outputs.pred_score is not None and outputs.gt_label is not None
+        if scored and not outputs.gt_label.all():
             self._normal_scores.update(outputs.pred_score[~outputs.gt_label.bool()])
         if outputs.anomaly_map is not None and outputs.gt_mask is None and outputs.gt_label is not None:
             normal = outputs.anomaly_map[~outputs.gt_label.bool()]
@@ -224,6 +225,21 @@ class FalseAlarmPostProcessor(UnclampedPostProcessor):
 
     def on_validation_epoch_end(self, *args: Any, **kwargs: Any) -> None:
         """Keep the threshold."""
+
+
+def renew_thresholds(checkpoint: dict[str, Any], post_processor: PostProcessor) -> None:
+    """Put a post-processor's thresholds and ranges into a checkpoint.
+
+    They are there twice: with the weights, and, since a post-processor is a callback too, among the callbacks' states,
+    which Lightning restores last.
+    """
+    state = post_processor.state_dict()
+    copies = [part for part in checkpoint.get("callbacks", {}).values() if isinstance(part, dict) and "_image_threshold" in part]
+    for copy in copies:
+        copy.update({name: state[name] for name in copy if name in state})
+    weights = checkpoint["state_dict"]
+    prefix = "post_processor."
+    weights.update({prefix + name: tensor for name, tensor in state.items() if prefix + name in weights})
 
 
 def check_rate_unconfigured(post_processor: PostProcessor | bool, rate: float) -> None:

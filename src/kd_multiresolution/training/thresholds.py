@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from kd_multiresolution.plugin.post_processor import UnclampedPostProcessor
+from kd_multiresolution.plugin.post_processor import UnclampedPostProcessor, renew_thresholds
 from kd_multiresolution.training.evaluation_mode import evaluation_mode, mark_of
 
 KNOWN = ("anomalib.", "kd_multiresolution.", "lightning.")  # packages whose other callbacks take no validation batches
@@ -165,6 +165,8 @@ class Thresholds(Callback):
             module.load_state_dict(checkpoint["state_dict"])
             self.fit(trainer, module)
             checkpoint["state_dict"] = module.state_dict()
+            if isinstance(module.post_processor, PostProcessor):
+                renew_thresholds(checkpoint, module.post_processor)
             trainer.strategy.checkpoint_io.save_checkpoint(checkpoint, path)
         module.load_state_dict(present, strict=False)
         module.learnt = learnt
