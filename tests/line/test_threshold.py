@@ -199,11 +199,9 @@ def test_raw_scores_and_other_post_processors(kind: str, pictures: Path, tmp_pat
         assert ((found["pred_score"] > change.after.thresholds["image"]) == found["pred_label"].bool()).all()
 
 
-def refused(checkpoint: Path, pictures: Path, folder: Path, **arguments: Any) -> str:
+def refused(folder: Path, **arguments: Any) -> str:
     with pytest.raises(ValueError, match=r".") as error:
-        set_threshold(
-            **{"checkpoint": checkpoint, "good": pictures / "good", "output": folder / "no.ckpt", **arguments}
-        )
+        set_threshold(**{"output": folder / "no.ckpt", **arguments})
     assert not (folder / "no.ckpt").exists()
     return str(error.value)
 

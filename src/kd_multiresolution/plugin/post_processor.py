@@ -234,9 +234,9 @@ def renew_thresholds(checkpoint: dict[str, Any], post_processor: PostProcessor) 
     which Lightning restores last.
     """
     state = post_processor.state_dict()
-    copies = [part for part in checkpoint.get("callbacks", {}).values() if isinstance(part, dict) and "_image_threshold" in part]
-    for copy in copies:
-        copy.update({name: state[name] for name in copy if name in state})
+    for copy in checkpoint.get("callbacks", {}).values():
+        if "_image_threshold" in copy:
+            copy.update({name: state[name] for name in copy if name in state})
     weights = checkpoint["state_dict"]
     prefix = "post_processor."
     weights.update({prefix + name: tensor for name, tensor in state.items() if prefix + name in weights})
