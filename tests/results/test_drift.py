@@ -83,7 +83,7 @@ def test_without_a_threshold_scores_are_compared_by_themselves() -> None:
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("pictures")
     generator = torch.Generator().manual_seed(0)
-    for folder, count in (("train", 40), ("good", 20), ("dark", 20), ("defect", 20)):
+    for folder, count in (("train", 80), ("good", 20), ("dark", 20), ("defect", 20)):
         (root / folder).mkdir()
         for i in range(count):
             picture = 0.4 + 0.3 * torch.rand(3, SIZE, SIZE, generator=generator)
