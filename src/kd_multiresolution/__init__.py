@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kd_multiresolution.dual.lightning_model import KdMultiresolutionDual, kd_multiresolution_dual
+    from kd_multiresolution.line.threshold import set_threshold
     from kd_multiresolution.paper.anomaly_map import AnomalyMapGenerator
     from kd_multiresolution.paper.cloner import Cloner
     from kd_multiresolution.paper.discrepancy import discrepancy
@@ -36,6 +37,7 @@ __all__ = [
     "discrepancy",
     "kd_multiresolution",
     "kd_multiresolution_dual",
+    "set_threshold",
 ]
 
 _MODULES = {
@@ -52,6 +54,7 @@ _MODULES = {
     "discrepancy": "paper.discrepancy",
     "kd_multiresolution": "paper.lightning_model",
     "kd_multiresolution_dual": "dual.lightning_model",
+    "set_threshold": "line.threshold",
 }
 
 

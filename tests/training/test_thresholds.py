@@ -157,6 +157,8 @@ def test_so_has_the_last_one_of_a_training_that_is_broken_off(
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint["global_step"] == STEPS, "the last whole epoch, from which a training goes on"
     found = thresholds(checkpoint)
+    (state,) = (part for part in checkpoint["callbacks"].values() if "_pixel_threshold" in part)
+    assert [float(state[f"_{name}_threshold"]) for name in ("image", "pixel")] == [*found], "Lightning restores it last"
     if kind is KdMultiresolution:
         assert fitted_anew(kind, path, pictures, tmp_path / "again") == pytest.approx(found, rel=1e-5)
         weights = {name: tensor for name, tensor in checkpoint["state_dict"].items() if "cloner" in name}

@@ -103,7 +103,7 @@ def _maps(model: KdMultiresolutionDualModel, predicted: Iterable[Predicted]) -> 
 
 def _distribution(scores: Tensor, reduce: Reduce) -> NormalScores:
     mean, deviation, count = mean_and_deviation(scores[:, None], reduce)
-    return NormalScores(float(mean), float(deviation), count)
+    return NormalScores(float(mean), float(deviation), count, tuple(scores.tolist()))
 
 
 def gains(normal: Tensor, defective: Tensor, harmless: Tensor, reduce: Reduce) -> tuple[Tensor, Tensor]:

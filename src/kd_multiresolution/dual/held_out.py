@@ -18,6 +18,7 @@ from kd_multiresolution.dual.standardization import ChannelMoments, Reduce
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from kd_multiresolution.plugin.finite import check_finite
 from kd_multiresolution.plugin.post_processor import NormalScores
+from kd_multiresolution.source.region import within
 from kd_multiresolution.training.evaluation_mode import mark_of
 
 HELD_OUT_FRACTION = 8  # one of so many normal images
@@ -131,17 +132,20 @@ class HeldOutImages:
         generator = torch.Generator().manual_seed(self.seed)
         copies = max(PAINTED // len(self.held_out), 1)  # however many of them this process has
         self._normal = self._features(held_out)
-        self._defective = self._features(torch.cat([painted(held_out, generator) for _ in range(copies)]))
+        self._defective = self._features(
+            torch.cat([painted(held_out, generator, self.model.source.region) for _ in range(copies)])
+        )
         self._blurred = self._features(out_of_focus(held_out))
         if not resumed:
             moments.standardize(self.model.levels_units, reduce)
 
     def _features(self, images: Tensor) -> list[Tensor]:
-        """Return the source's features of the images."""
+        """Return the source's features of the images, of which a blur or a paste may have left the region."""
+        region = self.model.source.region
         with torch.no_grad(), self._precision():
             features = [
                 self.model.source(chunk.contiguous(memory_format=torch.channels_last))
-                for chunk in torch.split(images, CHUNK)
+                for chunk in torch.split(within(images, region), CHUNK)
             ]
         return [torch.cat(level).to(images.dtype) for level in zip(*features, strict=True)]
 

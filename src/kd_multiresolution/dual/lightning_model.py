@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -33,16 +34,19 @@ from kd_multiresolution.dual.loss import cloner_losses
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from kd_multiresolution.plugin.arguments import arguments_of, check_choice, check_positive, check_seed, check_types
 from kd_multiresolution.plugin.checkpoint import KEY, CheckpointEntry, check_variant
+from kd_multiresolution.plugin.learnt import distribution
 from kd_multiresolution.plugin.module import PluginModule
 from kd_multiresolution.plugin.post_processor import FALSE_ALARM_RATE, FalseAlarmPostProcessor, check_rate_unconfigured
 from kd_multiresolution.plugin.pre_processor import check_unconfigured, resizing, sides, warn_of_other_normalization
 from kd_multiresolution.plugin.registration import register_models
 from kd_multiresolution.plugin.tiling import allow_tiles
+from kd_multiresolution.results.drift import DriftWarning
 from kd_multiresolution.results.report import Report
 from kd_multiresolution.results.visualizer import FrameVisualizer, check_drawable
-from kd_multiresolution.training.batches import paths_and_batches, paths_of, sum_over_processes
+from kd_multiresolution.training.batches import of_all_processes, paths_and_batches, paths_of, sum_over_processes
 from kd_multiresolution.training.cache import TrainingCache
 from kd_multiresolution.training.epochs import EpochLimit, EpochSeeds
+from kd_multiresolution.training.learnt_pictures import LearntPictures
 from kd_multiresolution.training.loss import EpochLosses, FiniteLoss
 from kd_multiresolution.training.thresholds import is_heard
 
@@ -69,6 +73,8 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
             source's stride at the last critical point. Default: 256. Not together with a pre-processor of your own.
         imagenet_normalization: normalise images with the mean and deviation that the source was trained with:
             ImageNet's for torchvision's networks, 0.5 and 0.5 for ``efficientnet_lite0``. Default: yes.
+        region: file of a mask, such as a PNG, as large as the image files it was drawn on: white is judged, of all else
+            nothing is seen, learnt from, scored or marked. Kept in checkpoints and exported files. Default: everything.
         epochs: train for this many epochs. Default: as many as make 1,400 steps. ``--trainer.max_epochs`` takes
             precedence (unless it is 1000, Lightning's own default).
         learning_rate: the optimiser's (Muon) highest rate in its one cycle. Default: 4e-3.
@@ -122,6 +128,7 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         sigma: float = 4.0,
         image_size: int | tuple[int, int] | None = None,
         imagenet_normalization: bool | None = None,
+        region: str | Path | None = None,
         epochs: int | None = None,
         learning_rate: float | None = None,
         image_score: Literal["auto", "defects", "whole"] = "auto",
@@ -170,6 +177,7 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         allow_tiles(self.model)
         if resizes:
             self.model.check_image_size(size)
+        self.judge_within(region)
         self.held_out = HeldOutImages(self.model, seed, image_score)
 
     @staticmethod
@@ -204,13 +212,15 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
     def configure_callbacks(self) -> list[Callback]:
         """Return anomalib's components, and what training consists of besides its steps."""
         report = Report(pages=self.visualizer is not None)
-        callbacks = [
+        callbacks: list[Callback] = [
             report.raw_scores,
+            DriftWarning(),
             *super().configure_callbacks(),
             self.epoch_seeds,
             self.training_cache,
             self.epoch_losses,
             FiniteLoss(),
+            LearntPictures(),
             self.epoch_limit,
             CalibratedEvaluation(),
         ]
@@ -261,7 +271,11 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
     def calibrate(self) -> None:
         """Tell from held-out images what is normal to the cloners, while they are trained, and set the threshold."""
         normal = self.held_out.calibrate(self._sum_over_processes)
-        if normal is not None and isinstance(self.post_processor, FalseAlarmPostProcessor):
+        if normal is None:
+            return
+        scores = distribution(of_all_processes(self.trainer, normal[0].scores))
+        self.learnt = replace(self.learnt, origin="held-out training images", scores=scores)
+        if isinstance(self.post_processor, FalseAlarmPostProcessor):
             self.post_processor.set_normal_scores(*normal)
 
     def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:

@@ -10,8 +10,11 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from kornia.filters import gaussian_blur2d, sobel
 from torch import Tensor
+
+from kd_multiresolution.source.region import within
 
 SMALLEST, LARGEST = 0.015, 0.05  # half axes, as fractions of the image's shorter side
 LEAST_SMALL, LEAST_LARGE = 3.0, 6.0  # pixels: below, of little pictures, the soft edge would be all there is
@@ -19,12 +22,13 @@ FAINTEST = 0.35  # opacity
 FOCUS = 0.7  # pixels: standard deviation of a blur that is hardly seen
 
 
-def painted(images: Tensor, generator: torch.Generator) -> Tensor:
+def painted(images: Tensor, generator: torch.Generator, region: Tensor | None = None) -> Tensor:
     """Return each image with an elliptic patch of the next one pasted in.
 
     Args:
         images: (N, C, H, W), of any range; a single image lends the patch to itself.
         generator: on the CPU; place, shape and opacity of the patches are drawn from it.
+        region: where patches may lie and come from, (1, 1, H, W), bool; ``None``: anywhere.
 
     Returns:
         (N, C, H, W).
@@ -33,8 +37,8 @@ def painted(images: Tensor, generator: torch.Generator) -> Tensor:
     if not count:
         return images
     donors = images.roll(1, 0)
-    row, column = _structured_places(images, generator)
-    donor_row, donor_column = _structured_places(donors, generator)
+    row, column = _structured_places(images, generator, region)
+    donor_row, donor_column = _structured_places(donors, generator, region)
 
     def drawn(low: float, high: float) -> Tensor:
         return torch.empty(count, 1, 1).uniform_(low, high, generator=generator)
@@ -65,12 +69,14 @@ def out_of_focus(images: Tensor) -> Tensor:
     return blurred.to(images)
 
 
-def _structured_places(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _structured_places(images: Tensor, generator: torch.Generator, region: Tensor | None) -> tuple[Tensor, Tensor]:
     """Draw a row and a column per image, likelier where edges are near."""
     width = images.shape[-1]
     sigma = 0.04 * min(images.shape[-2:])
-    edges = sobel(images.float().mean(1, keepdim=True))
+    # The edge of the region, two pixels wide, is none of the part's.
+    inner = None if region is None else F.max_pool2d((~region).float(), 5, 1, 2) == 0
+    edges = within(sobel(images.float().mean(1, keepdim=True)), inner)
     size = 2 * max(round(3 * sigma), 1) + 1
-    chances = gaussian_blur2d(edges, (size, size), (sigma, sigma), border_type="replicate").flatten(1).cpu()
-    place = torch.multinomial(chances.clamp_min(1e-6), 1, generator=generator)[:, 0]
+    near = gaussian_blur2d(edges, (size, size), (sigma, sigma), border_type="replicate").clamp_min(1e-6)
+    place = torch.multinomial(within(near, region).flatten(1).cpu(), 1, generator=generator)[:, 0]
     return place // width, place % width

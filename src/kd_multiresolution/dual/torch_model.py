@@ -34,6 +34,7 @@ from kd_multiresolution.source.derived import Derived
 from kd_multiresolution.source.folding import Folding
 from kd_multiresolution.source.images import check_image_size, checked_images
 from kd_multiresolution.source.network import Source
+from kd_multiresolution.source.region import within
 from kd_multiresolution.source.stages import levels_of_strides
 
 SMALLEST_SIDE = 2  # positions at the last critical point; the global cloner starts from half as many
@@ -191,7 +192,8 @@ class KdMultiresolutionDualModel(nn.Module):
             image_size: of the map, height and width in pixels.
         """
         scores = torch.where(self.judged_as_whole, whole, self.of_defects(families))
-        return InferenceBatch(pred_score=scores, anomaly_map=resized(self.fused(families), image_size))
+        maps = within(resized(self.fused(families), image_size), self.source.region)
+        return InferenceBatch(pred_score=scores, anomaly_map=maps)
 
     def forward(self, images: Tensor) -> InferenceBatch | tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return the activations in training mode, scores and maps in evaluation mode.
@@ -234,7 +236,8 @@ class KdMultiresolutionDualModel(nn.Module):
             maps = torch.stack([resized(level, features[0].shape[-2:]) for level in sums]).sum(0)
             whole_map, of_defects = torch.split(self.anomaly_map_generator.blurred(maps), 1, 1)
             scores = torch.where(self.judged_as_whole, whole, top_mean(of_defects)[:, 0])
-            return InferenceBatch(pred_score=scores, anomaly_map=resized(whole_map, image_size))
+            maps = within(resized(whole_map, image_size), self.source.region)
+            return InferenceBatch(pred_score=scores, anomaly_map=maps)
 
     def check_image_size(self, image_size: Sequence[int]) -> None:
         """Check that every level of the source covers the image exactly, and cloner and blur fit into it.

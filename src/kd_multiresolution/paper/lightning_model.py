@@ -31,12 +31,14 @@ from kd_multiresolution.plugin.post_processor import UnclampedPostProcessor
 from kd_multiresolution.plugin.pre_processor import check_unconfigured, resizing, sides, warn_of_other_normalization
 from kd_multiresolution.plugin.registration import register_models
 from kd_multiresolution.plugin.tiling import allow_tiles
+from kd_multiresolution.results.drift import DriftWarning
 from kd_multiresolution.results.report import Report
 from kd_multiresolution.results.visualizer import FrameVisualizer, check_drawable
 from kd_multiresolution.training.batches import batches_of_an_epoch, sum_over_processes
 from kd_multiresolution.training.cache import TrainingCache
 from kd_multiresolution.training.convergence import ConvergenceStopping
 from kd_multiresolution.training.epochs import EpochLimit, EpochSeeds
+from kd_multiresolution.training.learnt_pictures import LearntPictures
 from kd_multiresolution.training.loss import EpochLosses, FiniteLoss
 from kd_multiresolution.training.optimizer import adam
 from kd_multiresolution.training.thresholds import Thresholds
@@ -87,6 +89,8 @@ class KdMultiresolution(PluginModule, AnomalibModule):
         imagenet_normalization: normalise images with the mean and deviation that the source was trained with:
             ImageNet's for torchvision's networks, 0.5 and 0.5 for ``efficientnet_lite0``. Default: no; the paper does
             so for CIFAR-10 only.
+        region: file of a mask, such as a PNG, as large as the image files it was drawn on: white is judged, of all else
+            nothing is seen, learnt from, scored or marked. Kept in checkpoints and exported files. Default: everything.
         epochs: train for this many epochs. Default: until the training loss has converged. ``--trainer.max_epochs``
             takes precedence (unless it is 1000, Lightning's own default), as an upper limit where this is not given.
         learning_rate: Adam's learning rate. Default: 1e-3.
@@ -148,6 +152,7 @@ class KdMultiresolution(PluginModule, AnomalibModule):
         percentile_scale: bool = False,
         image_size: int | tuple[int, int] | None = None,
         imagenet_normalization: bool | None = None,
+        region: str | Path | None = None,
         epochs: int | None = None,
         learning_rate: float | None = None,
         cache: Literal["float32", "float16"] | None = "float32",
@@ -190,6 +195,7 @@ class KdMultiresolution(PluginModule, AnomalibModule):
         allow_tiles(self.model)
         if resizes:
             self.model.check_image_size(size)
+        self.judge_within(region)
 
     @staticmethod
     def configure_pre_processor(
@@ -224,13 +230,15 @@ class KdMultiresolution(PluginModule, AnomalibModule):
     def configure_callbacks(self) -> list[Callback]:
         """Return anomalib's components, and the stop at convergence unless ``epochs`` or the user's own one rules."""
         report = Report(pages=self.visualizer is not None)
-        callbacks = [
+        callbacks: list[Callback] = [
             report.raw_scores,
+            DriftWarning(),
             *super().configure_callbacks(),
             self.epoch_seeds,
             self.training_cache,
             self.epoch_losses,
             FiniteLoss(),
+            LearntPictures(),
             EpochLimit(self.epochs, lambda _: DEFAULT.epochs),
         ]
         callbacks.append(report)

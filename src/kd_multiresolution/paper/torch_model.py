@@ -23,6 +23,7 @@ from kd_multiresolution.plugin.arguments import check_choice, check_types
 from kd_multiresolution.source.folding import Folding
 from kd_multiresolution.source.images import check_image_size, checked_images
 from kd_multiresolution.source.network import Source
+from kd_multiresolution.source.region import within
 from kd_multiresolution.source.stages import score_points_of
 
 ANOMALY_MAPS = ("gradient", "smooth_grad", "guided_backprop", "discrepancy")
@@ -159,7 +160,7 @@ class KdMultiresolutionModel(nn.Module):
                 return self._predict_forward(images)
         scores, attribution = self._attribution(images)
         with torch.no_grad():
-            maps = self.anomaly_map_generator(attribution)
+            maps = within(self.anomaly_map_generator(attribution), self.source.region)
             return InferenceBatch(pred_score=scores, anomaly_map=maps)
 
     @property
@@ -191,7 +192,8 @@ class KdMultiresolutionModel(nn.Module):
             maps = discrepancy_map(source, cloner, (height, width), value_weight=weight, terms=self.terms)
         else:
             scores, maps = fast_scores_and_maps(source, cloner, (height, width), value_weight=weight, terms=self.terms)
-        return InferenceBatch(pred_score=scores, anomaly_map=self.anomaly_map_generator(maps))
+        maps = within(self.anomaly_map_generator(maps), self.source.region)
+        return InferenceBatch(pred_score=scores, anomaly_map=maps)
 
     def _attribution(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scores, (N,), and what the pixels contribute to them, (N, C, H, W)."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+import torch
 from anomalib import LearningType
 from anomalib.data import AnomalibDataModule, InferenceBatch
 from anomalib.deploy import CompressionType
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -23,10 +26,14 @@ from kd_multiresolution.plugin.exported import explained
 from kd_multiresolution.plugin.finite import NonFiniteError, checked_predictions
 from kd_multiresolution.plugin.full_precision import ask_for_float32
 from kd_multiresolution.plugin.image_files import ImageFileCheck
+from kd_multiresolution.plugin.learnt import LearntNormals
+from kd_multiresolution.plugin.pictures import picture_statistics
 from kd_multiresolution.plugin.post_processor import RankEvaluator, UnclampedPostProcessor
 from kd_multiresolution.plugin.quantization import quantize_source, training_images
+from kd_multiresolution.plugin.region import RegionOfInterest, marked_within, read_region
 from kd_multiresolution.plugin.tiling import check_tiler, described, in_tiles, restored
-from kd_multiresolution.source.weights import weights_follow
+from kd_multiresolution.source.network import Source
+from kd_multiresolution.source.weights import are_weights_following, weights_follow
 
 if TYPE_CHECKING:
     Base = AnomalibModule
@@ -39,11 +46,23 @@ logger = logging.getLogger(__name__)
 
 
 class PluginModule(Base):
-    """A mixin, to stand before ``AnomalibModule``: the torch model is ``model``, and its source ``model.source``."""
+    """A mixin, to stand before ``AnomalibModule``: the torch model is ``model``, and its source ``model.source``.
+
+    Attributes:
+        learnt: what normal images were like in training.
+        region_size: height and width of the image files that a mask of what is judged was drawn on, if there is one.
+    """
 
     checkpoint_entry: ClassVar[CheckpointEntry]
     _is_on_the_way = False
     _tiling: Sequence[RemovableHandle] = ()
+    learnt = LearntNormals()
+    region_size: tuple[int, int] | None = None
+
+    @property
+    def source(self) -> Source:
+        """Return the frozen network, which knows the region of interest."""
+        return cast("Source", self.model.source)
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -65,9 +84,28 @@ class PluginModule(Base):
         return RankEvaluator(test_metrics=metrics)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return anomalib's components, and the check of image files."""
-        components = super().configure_callbacks()
-        return [*([components] if isinstance(components, Callback) else components), ImageFileCheck()]
+        """Return anomalib's components, the check of image files, and the region of interest."""
+        configured = super().configure_callbacks()
+        components = [configured] if isinstance(configured, Callback) else [*configured]
+        after = sum(isinstance(part, PreProcessor | PostProcessor) for part in components)  # both come first
+        return [*components[:after], RegionOfInterest(), *components[after:], ImageFileCheck()]
+
+    def judge_within(self, region: str | Path | None) -> None:
+        """Have the model see, learn from and mark a part of its images alone; one that is loaded has its own.
+
+        Args:
+            region: file of a mask, if there is one.
+
+        Raises:
+            ValueError: if it cannot be read, or nothing is to be judged.
+        """
+        if region is not None and not are_weights_following():
+            transform = getattr(self.pre_processor, "transform", None)
+            self.source.region, self.region_size = read_region(region, transform)
+
+    def picture_statistics(self, images: Tensor) -> dict[str, list[float]]:
+        """Return what pictures are like, as the model was given them: see :func:`picture_statistics`."""
+        return picture_statistics(images, getattr(self.pre_processor, "transform", None), self.source.region)
 
     def setup(self, stage: str) -> None:
         """Let the networks see tiles if the user gave the model a tiler.
@@ -102,7 +140,7 @@ class PluginModule(Base):
 
     def on_fit_start(self) -> None:
         """Say which source it is."""
-        logger.info("%s.", self.model.source)
+        logger.info("%s.", self.source)
 
     def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:
         """Return what an exported model does: of images of any size, normalised scores and maps, labels and masks.
@@ -111,7 +149,7 @@ class PluginModule(Base):
             NonFiniteError: if a score or map is not finite.
         """
         predictions: InferenceBatch = super().forward(batch, *args, **kwargs)
-        return checked_predictions(predictions, batch)
+        return marked_within(checked_predictions(predictions, batch), self.source.region)
 
     def predicted(self, batch: Any, model: Callable[[Tensor], InferenceBatch] | None = None) -> STEP_OUTPUT:
         """Return a batch with its raw scores and maps.
@@ -148,9 +186,11 @@ class PluginModule(Base):
         return self.predicted(batch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save what anomalib keeps, and what the model was built with."""
+        """Save what anomalib keeps, what the model was built with, and what normal images were like."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[KEY] = {**self.checkpoint_entry.describe(self), "tiler": described(self._torch_model.tiler)}
+        own = {"learnt": self.learnt.entry(), "region_size": self.region_size}
+        checkpoint[KEY] = {**self.checkpoint_entry.describe(self), **own}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load what anomalib keeps, and say what does not fit it.
@@ -160,6 +200,9 @@ class PluginModule(Base):
         """
         self.checkpoint_entry.check(checkpoint, self)
         super().on_load_checkpoint(checkpoint)
+        entry = checkpoint.get(KEY) or {}
+        self.learnt = LearntNormals.of_entry(entry.get("learnt"))
+        self._load_region(checkpoint["state_dict"].get("model.source.region"), entry.get("region_size"))
         self.checkpoint_entry.warn_of_other_images(checkpoint, self)
         self._load_tiler(checkpoint)
         trained_epochs = 0
@@ -190,6 +233,23 @@ class PluginModule(Base):
             logger.warning(
                 "This checkpoint was trained with tiler=%s, the model has %s: thresholds do not fit.", theirs, ours
             )
+
+    def _load_region(self, region: Tensor | None, size: tuple[int, int] | None) -> None:
+        """Make room for a checkpoint's region of interest.
+
+        Raises:
+            ValueError: if the model was given another one.
+        """
+        source = self.source
+        if source.region is not None and (region is None or not torch.equal(source.region.cpu(), region.cpu())):
+            msg = (
+                f"region={self.hparams['region']!r}: this checkpoint was trained with {'another' if size else 'no'} "
+                "region, and so were its thresholds. Leave the argument out, or train anew."
+            )
+            raise ValueError(msg)
+        # The buffer itself is loaded with the state dict.
+        source.region = None if region is None else region.clone().to(self.device)
+        self.region_size = None if size is None else (size[0], size[1])
 
     @classmethod
     def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -19,7 +19,9 @@ from anomalib.post_processing import PostProcessor
 from lightning.pytorch import LightningModule, Trainer
 from scipy import stats
 from torch import Tensor
-from torchmetrics import MaxMetric
+from torchmetrics import CatMetric, MaxMetric
+
+from kd_multiresolution.plugin.learnt import LearntNormals, distribution
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +40,13 @@ class NormalScores:
         mean: their mean.
         deviation: their sample standard deviation.
         count: how many there are, two or more.
+        scores: those of this process's images.
     """
 
     mean: float
     deviation: float
     count: int
+    scores: tuple[float, ...] = ()
 
     def bound(self, rate: float) -> float:
         """Return what one more image's score exceeds with this probability, if scores have a normal distribution."""
@@ -75,6 +79,7 @@ class UnclampedPostProcessor(PostProcessor):
     def __init__(self, *, enable_threshold_matching: bool = False, **kwargs: Any) -> None:
         super().__init__(enable_threshold_matching=enable_threshold_matching, **kwargs)
         self._normal_peak = MaxMetric()
+        self._normal_scores = CatMetric()
         self._known = dict.fromkeys(PREDICTIONS, True)
         sensitivities = (self.image_sensitivity, self.pixel_sensitivity)
         if not self.enable_normalization and sensitivities != (SENSITIVITY, SENSITIVITY):
@@ -87,16 +92,24 @@ class UnclampedPostProcessor(PostProcessor):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """Update the statistics, and the highest value on normal images without masks."""
+        """Update the statistics, the scores of normal images, and the highest value on those without masks."""
         super().on_validation_batch_end(trainer, pl_module, outputs, *args, **kwargs)
+        scored = outputs.pred_score is not None and outputs.gt_label is not None
+        if scored and not outputs.gt_label.all():
+            self._normal_scores.update(outputs.pred_score[~outputs.gt_label.bool()])
         if outputs.anomaly_map is not None and outputs.gt_mask is None and outputs.gt_label is not None:
             normal = outputs.anomaly_map[~outputs.gt_label.bool()]
             if len(normal):
                 self._normal_peak.update(normal)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compute thresholds and ranges."""
+        """Compute thresholds and ranges, and let the model know the scores of normal images."""
         super().on_validation_epoch_end(trainer, pl_module)
+        if self._normal_scores.update_called:
+            scores = distribution(self._normal_scores.compute().flatten().tolist())
+            if isinstance(learnt := getattr(pl_module, "learnt", None), LearntNormals):  # other models know nothing
+                cast("Any", pl_module).learnt = replace(learnt, origin="good validation images", scores=scores)
+            self._normal_scores.reset()
         if self._normal_peak.update_called:
             if self.enable_thresholding:
                 self._pixel_threshold.copy_(self._normal_peak.compute())
@@ -212,6 +225,21 @@ class FalseAlarmPostProcessor(UnclampedPostProcessor):
 
     def on_validation_epoch_end(self, *args: Any, **kwargs: Any) -> None:
         """Keep the threshold."""
+
+
+def renew_thresholds(checkpoint: dict[str, Any], post_processor: PostProcessor) -> None:
+    """Put a post-processor's thresholds and ranges into a checkpoint.
+
+    They are there twice: with the weights, and, since a post-processor is a callback too, among the callbacks' states,
+    which Lightning restores last.
+    """
+    state = post_processor.state_dict()
+    for copy in checkpoint.get("callbacks", {}).values():
+        if "_image_threshold" in copy:
+            copy.update({name: state[name] for name in copy if name in state})
+    weights = checkpoint["state_dict"]
+    prefix = "post_processor."
+    weights.update({prefix + name: tensor for name, tensor in state.items() if prefix + name in weights})
 
 
 def check_rate_unconfigured(post_processor: PostProcessor | bool, rate: float) -> None:

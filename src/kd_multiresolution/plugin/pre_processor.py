@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 from anomalib.pre_processing import PreProcessor
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
+from kd_multiresolution.plugin.pictures import normalizations
 from kd_multiresolution.source.images import normalization_of
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def warn_of_other_normalization(pre_processor: PreProcessor | bool, source: str)
         mean, deviation = normalization_of(source)
     except ValueError:
         return  # nothing is known to hold it against
-    for step in _steps(getattr(pre_processor, "transform", None)):
+    for step in normalizations(getattr(pre_processor, "transform", None)):
         theirs = [tuple(numbers) * (3 if len(numbers) == 1 else 1) for numbers in (step.mean, step.std)]
         if theirs != [mean, deviation]:
             logger.warning(
@@ -62,14 +62,6 @@ def warn_of_other_normalization(pre_processor: PreProcessor | bool, source: str)
                 "%s; configure_pre_processor(..., source=%r) has these.",
                 *theirs, source, mean, deviation, source,
             )  # fmt: skip
-
-
-def _steps(transform: object) -> Iterator[Normalize]:
-    """Yield the normalisations of a transform."""
-    if isinstance(transform, Normalize):
-        yield transform
-    for step in getattr(transform, "transforms", ()):
-        yield from _steps(step)
 
 
 def sides(image_size: int | tuple[int, int]) -> tuple[int, int]:

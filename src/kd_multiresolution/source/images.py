@@ -10,24 +10,29 @@ from torch import Tensor
 from torchvision.tv_tensors import TVTensor
 
 from kd_multiresolution.source.network import Source
+from kd_multiresolution.source.region import check_region, within
 from kd_multiresolution.source.stages import timm_name_of
 
 
 def checked_images(images: Tensor, source: Source, dtype: torch.dtype) -> Tensor:
-    """Return the images as plain tensors of a type, with three channels; grey images are repeated.
+    """Return the images as plain tensors of a type, with three channels, and zeros outside the region of interest.
+
+    Grey images are repeated.
 
     Raises:
-        ValueError: if they are not float (N, 3, H, W) or (N, 1, H, W), H and W multiples of the source's stride.
+        ValueError: if they are not float (N, 3, H, W) or (N, 1, H, W), H and W multiples of the source's stride and
+            those of the region, if there is one.
     """
     if images.ndim != 4 or images.shape[1] not in {1, 3} or not images.is_floating_point():
         form = f"{images.dtype} {tuple(images.shape)}"
         msg = f"images: expected float tensors (N, 3, H, W) or (N, 1, H, W), not {form}."
         raise ValueError(msg)
     check_image_size(tuple(images.shape[-2:]), source)
+    check_region(images.shape[-2:], source.region)
     # anomalib's tv_tensors would wrap every intermediate result; and torch.export cannot follow as_subclass.
     plain = images.as_subclass(Tensor) if isinstance(images, TVTensor) else images
     # Convolutions are faster with the channels last.
-    return plain.to(dtype).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+    return within(plain.to(dtype), source.region).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
 
 
 def check_image_size(image_size: Sequence[int], source: Source, positions: int = 1) -> None:

@@ -50,11 +50,16 @@ class Source(nn.Module):
         critical_points: names of the levels to return, in any order; default: the last four.
         seed: seed of random weights.
 
+    Attributes:
+        region: which pixels are judged, (1, 1, H, W), bool; ``None``: all. It comes with the checkpoint.
+
     Raises:
         ValueError: if the model or a critical point is unknown, a weight file does not fit, or the levels of the model
             cannot be followed by a cloner.
         RuntimeError: if pre-trained weights were asked for and cannot be had.
     """
+
+    region: Tensor | None
 
     def __init__(
         self,
@@ -69,6 +74,7 @@ class Source(nn.Module):
         if are_weights_following():
             pretrained, weights = False, None
         self.name = name
+        self.register_buffer("region", None)
         self.weights = str(weights) if weights is not None else "pre-trained" if pretrained else "random"
         # Random weights are seeded apart from the global generator, which is left as found.
         with torch.random.fork_rng(devices=[]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from anomalib.data import AnomalibDataset, ImageBatch
@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader
 
 from kd_multiresolution.training.feature_stores import GIB
 from kd_multiresolution.training.image_memory import RememberedImages
+
+T = TypeVar("T")
 
 
 def training_batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
@@ -105,11 +107,8 @@ def paths_and_batches(
             kept.append(batch)
             if free < 0:
                 kept.clear()
-    if trainer.world_size > 1:
-        parts: list[list[str]] = [[] for _ in range(trainer.world_size)]
-        torch.distributed.all_gather_object(parts, paths)
-        paths = [path for part in parts for path in part]
-    return paths, _prepared(trainer, pl_module, kept if free >= 0 else _of_an_epoch(trainer, fewest))
+    batches = kept if free >= 0 else _of_an_epoch(trainer, fewest)
+    return of_all_processes(trainer, paths), _prepared(trainer, pl_module, batches)
 
 
 def paths_of(batch: Any) -> list[str]:
@@ -131,3 +130,13 @@ def paths_of(batch: Any) -> list[str]:
 def sum_over_processes(trainer: Trainer, tensor: Tensor) -> Tensor:
     """Return the sum of a tensor over all processes."""
     return cast("Tensor", trainer.strategy.reduce(tensor, reduce_op="sum"))
+
+
+def of_all_processes(trainer: Trainer, items: Iterable[T]) -> list[T]:
+    """Return the items of all processes, which all have to ask."""
+    mine = [*items]
+    if trainer.world_size == 1:
+        return mine
+    parts: list[list[T]] = [[] for _ in range(trainer.world_size)]
+    torch.distributed.all_gather_object(parts, mine)
+    return [item for part in parts for item in part]

@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from kd_multiresolution.plugin.post_processor import UnclampedPostProcessor
+from kd_multiresolution.plugin.post_processor import UnclampedPostProcessor, renew_thresholds
 from kd_multiresolution.training.evaluation_mode import evaluation_mode, mark_of
 
 KNOWN = ("anomalib.", "kd_multiresolution.", "lightning.")  # packages whose other callbacks take no validation batches
@@ -158,14 +158,18 @@ class Thresholds(Callback):
         self._lacks_pixels = False
         module = cast("Any", pl_module)
         present = {name: tensor.clone() for name, tensor in module.state_dict().items() if torch.is_tensor(tensor)}
+        learnt = module.learnt
         for path in filter(None, paths):
             logger.info("Fitting the threshold of pixels of %s.", path)
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             module.load_state_dict(checkpoint["state_dict"])
             self.fit(trainer, module)
             checkpoint["state_dict"] = module.state_dict()
+            if isinstance(module.post_processor, PostProcessor):
+                renew_thresholds(checkpoint, module.post_processor)
             trainer.strategy.checkpoint_io.save_checkpoint(checkpoint, path)
         module.load_state_dict(present, strict=False)
+        module.learnt = learnt
 
     def _note(self, module: Any, kinds: tuple[str, ...], mark: bytes) -> None:
         self._fitted.update(dict.fromkeys(kinds, mark))
