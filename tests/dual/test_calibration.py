@@ -23,11 +23,18 @@ from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from tests.dual.calibrated import SIZE, alone, calibrated, pictures
 
 
+def disc() -> torch.Tensor:
+    """A thing on a background."""
+    down, right = (torch.arange(side) - side / 2 for side in SIZE)
+    return 0.5 * (down[:, None].square() + right.square() < (SIZE[0] / 3) ** 2).float()
+
+
 def test_what_differs_as_a_whole_is_judged_as_a_whole() -> None:
     """Pictures of one thing are judged by their defects, but not noise, in which a paste of noise is lost."""
     noise = pictures(FEWEST_TO_JUDGE_BY, seed=3)
+    things = disc() + 0.02 * noise
     assert calibrated(KdMultiresolutionDualModel("efficientnet_lite0"), noise).judged_as_whole
-    assert not calibrated(KdMultiresolutionDualModel("efficientnet_lite0"), noise[:1] + 0.02 * noise).judged_as_whole
+    assert not calibrated(KdMultiresolutionDualModel("efficientnet_lite0"), things).judged_as_whole
     assert not calibrated(KdMultiresolutionDualModel("efficientnet_lite0"), noise[1:]).judged_as_whole, (
         "too few to tell"
     )
@@ -51,10 +58,10 @@ def test_the_image_score_can_be_chosen_whatever_the_images_say(count: int, seed:
 def test_the_log_says_how_images_are_judged_and_why(caplog: pytest.LogCaptureFixture) -> None:
     noise = pictures(FEWEST_TO_JUDGE_BY, seed=3)
     with caplog.at_level("INFO"):
-        for images in (noise, noise[:1] + 0.02 * noise, noise[1:]):
+        for images in (noise, disc() + 0.02 * noise, noise[1:]):
             calibrated(KdMultiresolutionDualModel("efficientnet_lite0"), images)
     whole, defects, few = caplog.messages[-3:]
-    raises = r"a painted defect raises the mean of a map by \d\.\d\d deviations"
+    raises = r"a painted defect raises a map by \d\.\d\d deviations"
     assert re.fullmatch(f"Images are judged as a whole: {raises}.", whole)
     assert re.fullmatch(f"Images are judged by their defects: {raises}.", defects)
     assert few == "Images are judged by their defects: 7 held-out images are too few to tell."
@@ -63,27 +70,29 @@ def test_the_log_says_how_images_are_judged_and_why(caplog: pytest.LogCaptureFix
 def test_maps_count_by_the_cube_of_what_a_defect_raises_them() -> None:
     """Three maps, of other scales, one raised by blur; defects raise them by two, one and minus one deviation."""
     model = KdMultiresolutionDualModel("small_vgg")
-    model.family_weight = torch.ones(3)
+    model.family_weight = torch.ones(2, 3)
     generator = torch.Generator().manual_seed(0)
-    normal = torch.randn(20, 3, generator=generator) * torch.tensor([1.0, 10.0, 0.1])
+    normal = 50 + torch.randn(20, 3, generator=generator) * torch.tensor([1.0, 10.0, 0.1])
     blurred = normal + torch.tensor([0.0, 40.0, 0.0])
     deviation = torch.cat([normal, blurred]).std(0)
     assert deviation[1] > 2 * normal.std(0)[1]
     raised = torch.tensor([2.0, 1.0, -1.0]) * deviation
     _weigh_families(model, normal, blurred, torch.cat([normal + 0.5 * raised, normal + 1.5 * raised]), alone)
-    torch.testing.assert_close(model.family_weight, torch.tensor([8 / 9, 1 / 9, 0.0]) / deviation)
+    units = torch.stack([normal.mean(0), deviation])
+    torch.testing.assert_close(model.family_weight, torch.tensor([8 / 9, 1 / 9, 0.0]) / units)
     _weigh_families(model, normal, blurred, torch.cat([normal + 100 * raised, normal - 0.2 * raised]), alone)
     gains = torch.tensor([5 - 0.4, 5 - 0.2, -5 + 0.2])
     share = gains.clamp_min(0).pow(3)
-    torch.testing.assert_close(model.family_weight, share / share.sum() / deviation)
+    torch.testing.assert_close(model.family_weight, share / share.sum() / units)
 
 
 def test_maps_that_no_defect_raises_count_alike() -> None:
     model = KdMultiresolutionDualModel("small_vgg")
-    model.family_weight = torch.ones(3)
-    normal = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    model.family_weight = torch.ones(2, 3)
+    normal = 9 + torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     _weigh_families(model, normal, normal, normal - 1, alone)
-    torch.testing.assert_close(model.family_weight * torch.cat([normal, normal]).std(0), torch.full((3,), 1 / 3))
+    units = torch.stack([normal.mean(0), torch.cat([normal, normal]).std(0)])
+    torch.testing.assert_close(model.family_weight * units, torch.full((2, 3), 1 / 3))
 
 
 def test_gains_are_those_of_all_processes_and_no_defect_counts_more_than_five_deviations() -> None:
@@ -106,19 +115,11 @@ def test_gains_are_those_of_all_processes_and_no_defect_counts_more_than_five_de
     assert (unit > 0).all()
 
 
-@pytest.mark.parametrize(("raised", "as_whole"), [(0.5, True), (0.7, False)])
-def test_one_map_whose_mean_a_defect_raises_is_enough_to_judge_by_defects(raised: float, as_whole: bool) -> None:
-    normal = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
-    deviation = torch.cat([normal, normal]).double().std(0)
-
-    def reduce(tensor: torch.Tensor) -> torch.Tensor:
-        """Sum of two processes with the same images."""
-        return 2 * tensor
-
-    defective = normal.double()
-    defective[:, 3] += raised * deviation[3]
-    assert _differ_as_a_whole(normal, defective, reduce) == as_whole
-    assert not _differ_as_a_whole(normal, defective, alone), "four images are too few to tell"
+@pytest.mark.parametrize(("gain", "as_whole"), [(0.7, True), (0.8, False)])
+def test_one_map_that_a_defect_raises_is_enough_to_judge_by_defects(gain: float, as_whole: bool) -> None:
+    gain_of_each = torch.tensor([0.1, gain, -3.0])
+    assert _differ_as_a_whole(gain_of_each, 4, lambda tensor: 2 * tensor) == as_whole
+    assert not _differ_as_a_whole(gain_of_each, 4, alone), "four images are too few to tell"
 
 
 def test_maps_are_weighed_by_their_blurred_tops(model: KdMultiresolutionDualModel) -> None:
@@ -128,19 +129,20 @@ def test_maps_are_weighed_by_their_blurred_tops(model: KdMultiresolutionDualMode
     normal, blurred, defective = (top_mean(model.blurred(maps)) for maps in families)
     gain, deviation = gains(normal, defective, torch.cat([normal, blurred]), alone)
     share = gain.clamp_min(0) ** 3
-    torch.testing.assert_close(model.family_weight.double(), share / share.sum() / deviation, rtol=1e-3, atol=1e-5)
+    expected = share / share.sum() / torch.stack([normal.double().mean(0), deviation])
+    torch.testing.assert_close(model.family_weight.double(), expected, rtol=1e-3, atol=1e-5)
 
 
-def test_images_are_judged_by_the_means_of_position_wise_maps(caplog: pytest.LogCaptureFixture) -> None:
+def test_images_are_judged_by_what_maps_are_weighed_by(caplog: pytest.LogCaptureFixture) -> None:
     images = pictures(FEWEST_TO_JUDGE_BY, seed=3)
     model = KdMultiresolutionDualModel("small_vgg")
     with caplog.at_level("INFO"):
         calibrated(model, images)
-    kinds = [images, painted(images, torch.Generator().manual_seed(0))]
+    kinds = [images, out_of_focus(images), painted(images, torch.Generator().manual_seed(0))]
     families = [model.families(features, *model.predictions(features)) for features in map(model.source, kinds)]
-    normal, defective = (maps[:, :5].double().mean((2, 3)) for maps in families)
-    expected = float(gains(normal, defective, normal, alone)[0].max())
-    assert f"the mean of a map by {expected:.2f} deviations" in caplog.messages[-1]
+    normal, blurred, defective = (top_mean(model.blurred(maps)) for maps in families)
+    expected = float(gains(normal, defective, torch.cat([normal, blurred]), alone)[0].max())
+    assert f"raises a map by {expected:.2f} deviations" in caplog.messages[-1]
 
 
 def test_a_process_without_held_out_images_takes_the_others_statistics() -> None:

@@ -21,7 +21,7 @@ from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from kd_multiresolution.plugin.post_processor import NormalScores
 
 LARGEST_GAIN = 5.0  # deviations: a defect that nobody can miss says nothing about others
-NOTICEABLE_GAIN = 0.6  # deviations: 1.1 and more on industrial parts, at most 0.48 on CIFAR-10 and medical images
+NOTICEABLE_GAIN = 0.75  # deviations: what a painted defect must raise a map by for images to be judged by defects
 FEWEST_TO_JUDGE_BY = 8  # held-out images; the deviation of fewer says too little, and they are judged by their defects
 CHUNK = 16  # held-out images at a time
 
@@ -51,8 +51,8 @@ def calibrate(
     """Set from held-out normal images what the model compares with, and how it judges.
 
     That is the error per channel, the weight of each map, and whether images are judged as a whole; if ``image_score``
-    leaves that open, where a painted defect raises the mean of no map by a noticeable part of what it differs by among
-    normal images.
+    leaves that open, where a painted defect raises no map by a noticeable part of what it differs by among normal
+    images.
 
     Args:
         model: its cloners as they are.
@@ -73,15 +73,10 @@ def calibrate(
     blurred_maps, defective_maps = (
         _maps(model, _predicted(model, features, precision)) for features in (blurred, defective)
     )
-    normal_tops, blurred_tops, defective_tops = (
-        top_mean(model.blurred(maps)) for maps in (normal_maps, blurred_maps, defective_maps)
+    gain = _weigh_families(
+        model, *(top_mean(model.blurred(maps)) for maps in (normal_maps, blurred_maps, defective_maps)), reduce
     )
-    _weigh_families(model, normal_tops, blurred_tops, defective_tops, reduce)
-    normal_means, defective_means = (
-        exact(maps[:, : model.fine]).mean((2, 3)) for maps in (normal_maps, defective_maps)
-    )
-    auto = image_score == "auto"
-    as_whole = _differ_as_a_whole(normal_means, defective_means, reduce) if auto else image_score == "whole"
+    as_whole = _differ_as_a_whole(gain, len(normal_maps), reduce) if image_score == "auto" else image_score == "whole"
     model.judged_as_whole.fill_(as_whole)
     whole = torch.cat([model.as_a_whole(features, local) for features, local, _ in predicted])
     read = model.read(normal_maps, whole, image_size)
@@ -132,34 +127,38 @@ def gains(normal: Tensor, defective: Tensor, harmless: Tensor, reduce: Reduce) -
 
 def _weigh_families(
     model: KdMultiresolutionDualModel, normal: Tensor, blurred: Tensor, defective: Tensor, reduce: Reduce
-) -> None:
-    """Let each map count, per deviation, by the cube of its gain over images in and out of focus.
+) -> Tensor:
+    """Let each map count by the cube of its gain over images in and out of focus, and return the gains, (K,).
 
     A linear discriminant of independent maps would take the gain itself, but the maps find the same defects, and the
-    better ones should lead. The values are (N, K), (N, K) and (M, K); the weights of the model are set.
+    better ones should lead. In the score that is per deviation, by which images are told apart; in the anomaly map per
+    mean, which makes maps alike where nothing is wrong. The values are (N, K), (N, K) and (M, K).
     """
     gain, deviation = gains(normal, defective, torch.cat([normal, blurred]), reduce)
     share = gain.clamp_min(0).pow(3)
     # Maps that no defect raises cannot be told apart, as with random weights: they count alike.
     share = torch.where(share.sum() > 0, share / share.sum(), 1 / len(share))
-    # The weight of a map that hardly varies must still be a number of the model's type.
-    model.family_weight.copy_(share / deviation.clamp_min(torch.finfo(model.family_weight.dtype).eps))
+    mean, _, _ = mean_and_deviation(exact(normal), reduce)
+    # The weight of a map that hardly varies, or is always zero, must still be a number of the model's type.
+    units = torch.stack([mean, deviation]).clamp_min(torch.finfo(model.family_weight.dtype).eps)
+    model.family_weight.copy_(share / units)
+    return gain
 
 
-def _differ_as_a_whole(normal: Tensor, defective: Tensor, reduce: Reduce) -> bool:
-    """Return whether defects raise the mean of no map noticeably, and say so in the log.
+def _differ_as_a_whole(gain: Tensor, images: int, reduce: Reduce) -> bool:
+    """Return whether painted defects raise no map noticeably, and say so in the log.
 
     Args:
-        normal: (N, K), mean of each map on each normal image.
-        defective: (M, K), on the same images with painted defects.
+        gain: of each map, (K,).
+        images: how many held-out images this process has.
         reduce: sums over all processes.
     """
-    gain = float(gains(normal, defective, normal, reduce)[0].max())
-    count = int(reduce(torch.tensor(float(len(normal)), device=normal.device)))
+    count = int(reduce(torch.tensor(float(images), device=gain.device)))
     if count < FEWEST_TO_JUDGE_BY:
         found, why = False, f"{count} held-out images are too few to tell"
     else:
-        found, why = gain < NOTICEABLE_GAIN, f"a painted defect raises the mean of a map by {gain:.2f} deviations"
+        highest = float(gain.max())
+        found, why = highest < NOTICEABLE_GAIN, f"a painted defect raises a map by {highest:.2f} deviations"
     rank_zero_only(logger.info)(
         "Images are judged %s: %s.", "as a whole" if found else "by their defects", why, stacklevel=2
     )

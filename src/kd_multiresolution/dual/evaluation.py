@@ -22,8 +22,8 @@ from kd_multiresolution.paper.evaluation import local_directions
 class MapWeights(NamedTuple):
     """Kernels that make weighted sums of the maps of some scales of a level, of two or three outputs.
 
-    The first is the sum of all maps, the second that without the coarser scales; the last level has a third one, the
-    direction of its neighbourhood means.
+    The first is the anomaly map's sum, the second the score's; the last level has a third one, the direction of its
+    neighbourhood means.
 
     Attributes:
         squares: (outputs, scales * 2 * C, 1, 1), of the squared differences of source and local cloner, and of both
@@ -41,36 +41,30 @@ def map_weights(
     """Return the kernels: of all levels, then of the coarser scales of all but the last.
 
     Args:
-        family_weight: of each map, (K,).
+        family_weight: of each map in the anomaly map and in the score, (2, K).
         value: errors of the local cloner, per level but the last.
         disagreement: errors between the cloners, per level.
     """
-    weights = iter(family_weight.unbind())
+    weights = iter(family_weight.unbind(1))
 
     def scale(near: ChannelError | None, far: ChannelError) -> tuple[Tensor, Tensor]:
-        of_value = torch.zeros_like(far.weights) if near is None else next(weights) * near.weights
+        """Return what (2, 2 * C) squares and (2,) directions count at the next scale."""
+        of_value = far.weights.new_zeros(2, len(far.weights)) if near is None else next(weights)[:, None] * near.weights
         direction = next(weights)
-        return torch.cat([of_value, next(weights) * far.weights]), direction
+        return torch.cat([of_value, next(weights)[:, None] * far.weights], 1), direction[:, None]
 
     levels = [*zip_longest(value, disagreement)]
     *fine, (squares, direction) = [scale(*level) for level in levels]
-    none, zero, one = torch.zeros_like(squares), torch.zeros_like(direction), torch.ones_like(direction)
-    last = _kernels(
-        [[squares, none], [squares, none], [none, none]], [[direction, zero], [direction, zero], [zero, one]]
-    )
-    found = [*(_kernels([[squares]] * 2, [[direction]] * 2) for squares, direction in fine), last]
-    for level in levels[:-1]:
-        (coarse, first), (mean, second) = scale(*level), scale(*level)
-        nothing = torch.zeros_like(coarse)
-        found.append(_kernels([[coarse, mean], [nothing, nothing]], [[first, second], [zero, zero]]))
-    return found
+    # The last level's third output is the direction at its second scale, which takes no part in the other two.
+    squares, direction = F.pad(squares, (0, squares.shape[1], 0, 1)), F.pad(direction, (0, 1, 0, 1))
+    direction[-1, -1] = 1
+    found = [_kernels(*level) for level in (*fine, (squares, direction))]
+    coarser = (zip(scale(*level), scale(*level), strict=True) for level in levels[:-1])
+    return [*found, *(_kernels(*(torch.cat(part, 1) for part in scales)) for scales in coarser)]
 
 
-def _kernels(squares: list[list[Tensor]], directions: list[list[Tensor]]) -> MapWeights:
-    return MapWeights(
-        torch.stack([torch.cat(row) for row in squares])[:, :, None, None],
-        torch.stack([torch.stack(row) for row in directions])[:, :, None, None],
-    )
+def _kernels(squares: Tensor, directions: Tensor) -> MapWeights:
+    return MapWeights(squares[:, :, None, None], directions[:, :, None, None])
 
 
 def weighted_maps(
@@ -90,8 +84,8 @@ def weighted_maps(
         coarsenings: of each level but the last, positions per side that make one of the next.
 
     Returns:
-        One (N, 2, H_i, W_i) tensor per size, to be resized and added: the sum of all maps, and of those without coarser
-        scales; and (N,), from 0 to 2.
+        One (N, 2, H_i, W_i) tensor per size, to be resized and added: the anomaly map's sum, and the score's; and (N,),
+        from 0 to 2.
     """
     levels = [torch.cat(wide(level), 1) for level in zip(features, local, overall, strict=True)]
     *finer, last = levels

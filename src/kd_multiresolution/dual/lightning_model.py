@@ -78,8 +78,8 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         epochs: train for this many epochs. Default: as many as make 1,400 steps. ``--trainer.max_epochs`` takes
             precedence (unless it is 1000, Lightning's own default).
         learning_rate: the optimiser's (Muon) highest rate in its one cycle. Default: 4e-3.
-        image_score: to be chosen before training: ``defects``, the mean of the highest hundredth of the map without
-            its coarser scales; ``whole``, how far the image as a whole is from what the local cloner makes of it;
+        image_score: to be chosen before training: ``defects``, the mean of the highest hundredth of a weighted sum of
+            the maps; ``whole``, how far the image as a whole is from what the local cloner makes of it;
             ``auto``, what held-out normal images say.
         false_alarm_rate: the fraction of normal images, above 0 and below 0.5, that exceed the normalised score 0.5, as
             told from held-out normal images. Not together with a post-processor of your own.
@@ -111,8 +111,8 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
 
     checkpoint_entry = CheckpointEntry(
         model="KdMultiresolutionDual",
-        format=5,
-        oldest_format=4,
+        format=6,
+        oldest_format=6,
         built=("source",),
         scoring=("sigma",),
         calibration={"image_score": "auto", "false_alarm_rate": FALSE_ALARM_RATE},

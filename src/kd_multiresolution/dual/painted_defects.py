@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kd_multiresolution.source.region import within
 
-SMALLEST, LARGEST = 0.015, 0.05  # half axes, as fractions of the image's shorter side
+SMALLEST, LARGEST = 0.015, 0.1  # half axes, as fractions of the image's shorter side
 LEAST_SMALL, LEAST_LARGE = 3.0, 6.0  # pixels: below, of little pictures, the soft edge would be all there is
 FAINTEST = 0.35  # opacity
 FOCUS = 0.7  # pixels: standard deviation of a blur that is hardly seen

@@ -49,10 +49,10 @@ class KdMultiresolutionDualModel(nn.Module):
     :mod:`kd_multiresolution.dual.maps`; of the last one not the value, without which images are ranked better.
 
     All of these critical points but the last are read at two coarser scales as well: averaged to the positions of the
-    next one, and over 3 x 3 of those. The map is the weighted sum of all. Images are judged by their *defects*, the
-    mean of the highest hundredth of the sum without the coarser scales, in which small defects fade; or as a *whole*,
-    by the direction at the last critical point, averaged over the image: where whole images differ more than a defect
-    could make them, as in one class against others.
+    next one, and over 3 x 3 of those. The anomaly map is a weighted sum of all. Images are judged by their *defects*,
+    the mean of the highest hundredth of a sum with weights of its own; or as a *whole*, by the direction at the last
+    critical point, averaged over the image: where whole images differ more than a defect could make them, as in one
+    class against others.
 
     What "normal" means, what each family counts, and how images are judged, is set by
     :mod:`kd_multiresolution.dual.calibration`; all of it is kept in the state dict.
@@ -104,9 +104,8 @@ class KdMultiresolutionDualModel(nn.Module):
         # Of each predicted level but the last: how many positions per side make one of the next level.
         self.coarsenings = [after.stride // level.stride for level, after in pairwise(levels[1:])]
         self.maps = [*FAMILIES * len(self.coarsenings), *FAMILIES[1:]]
-        self.fine = len(self.maps)  # the coarser scales' maps come after these
         self.maps += FAMILIES * COARSER_SCALES * len(self.coarsenings)
-        self.register_buffer("family_weight", torch.ones(len(self.maps)))
+        self.register_buffer("family_weight", torch.ones(2, len(self.maps)))  # in the anomaly map, and in the score
         self.register_buffer("judged_as_whole", torch.tensor(False))
         # The map is blurred where it is computed, in positions of the first level: a sixteenth of the pixels.
         self.anomaly_map_generator = AnomalyMapGenerator(sigma, opening=False, stride=levels[0].stride)
@@ -161,14 +160,16 @@ class KdMultiresolutionDualModel(nn.Module):
         return blurred.view_as(families)
 
     def fused(self, families: Tensor) -> Tensor:
-        """Return the weighted sum of all maps, or of the first ones, blurred: (N, K, H, W) to (N, 1, H, W), >= 0."""
-        weighted = families * self.family_weight[: families.shape[1], None, None]
-        fused: Tensor = self.anomaly_map_generator(weighted)
-        return fused
+        """Return the anomaly map at the maps' size, their blurred sum: (N, K, H, W) to (N, 1, H, W), >= 0."""
+        return self._summed(families, self.family_weight[0])
+
+    def _summed(self, families: Tensor, weight: Tensor) -> Tensor:
+        summed: Tensor = self.anomaly_map_generator(families * weight[:, None, None])
+        return summed
 
     def of_defects(self, families: Tensor) -> Tensor:
-        """Return the mean of the highest hundredth of the map without the coarser scales: (N, K, H, W) to (N,)."""
-        return top_mean(self.fused(families[:, : self.fine]))[:, 0]
+        """Return the mean of the highest hundredth of the maps' sum for images, blurred: (N, K, H, W) to (N,)."""
+        return top_mean(self._summed(families, self.family_weight[1]))[:, 0]
 
     def as_a_whole(self, features: Sequence[Tensor], local: Sequence[Tensor]) -> Tensor:
         """Return how far images are as a whole from what the local cloner makes of them: (N,), from 0 to 2.

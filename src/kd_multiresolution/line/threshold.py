@@ -18,7 +18,7 @@ from kd_multiresolution.line.choice import Costs, allowed_by_rate, cheapest, exp
 from kd_multiresolution.line.scoring import RawScores, raw_scores
 from kd_multiresolution.plugin.arguments import check_positive, check_types
 from kd_multiresolution.plugin.checkpoint import KEY, MODELS_BY_VARIANT
-from kd_multiresolution.plugin.learnt import distribution
+from kd_multiresolution.plugin.learnt import FRESH, distribution
 from kd_multiresolution.plugin.post_processor import SENSITIVITY, renew_thresholds
 
 
@@ -215,8 +215,6 @@ def _write(stored: dict[str, Any], model: Any, good: RawScores, path: Path) -> N
     renew_thresholds(stored, model.post_processor)
     stored["anomalib_post_processor_config"] = model.post_processor.checkpoint_config()
     pictures = {name: distribution(values) for name, values in good.pictures.items()}
-    learnt = replace(
-        model.learnt, origin="good images of the threshold", scores=distribution(good.scores), pictures=pictures
-    )
+    learnt = replace(model.learnt, origin=FRESH, scores=distribution(good.scores), pictures=pictures)
     stored[KEY] = {**stored[KEY], "learnt": learnt.entry()}
     torch.save(stored, path)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 MOST = 1000  # numbers that are kept of a distribution
+FRESH = "good images of the threshold"  # whose scores are kept once it was set again
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import ValSplitMode
 from lightning.pytorch import LightningModule, Trainer
 
+from kd_multiresolution.plugin.learnt import FRESH
 from kd_multiresolution.plugin.post_processor import FalseAlarmPostProcessor, UnclampedPostProcessor
 from kd_multiresolution.results.judged import MIDDLE, Scale
-
-FRESH = "good images of the threshold"  # what a checkpoint says of its scores when its threshold was set again
 
 
 @dataclass(frozen=True)
