@@ -61,9 +61,10 @@ def test_the_log_says_how_images_are_judged_and_why(caplog: pytest.LogCaptureFix
         for images in (noise, disc() + 0.02 * noise, noise[1:]):
             calibrated(KdMultiresolutionDualModel("efficientnet_lite0"), images)
     whole, defects, few = caplog.messages[-3:]
-    raises = r"a painted defect raises a map by \d\.\d\d deviations"
-    assert re.fullmatch(f"Images are judged as a whole: {raises}.", whole)
-    assert re.fullmatch(f"Images are judged by their defects: {raises}.", defects)
+    number = r"-?\d\.\d\d"
+    raises = rf"a painted defect raises .* disagreement by {number} deviations .*, the mean of a map by {number} .*"
+    assert re.fullmatch(f"Images are judged as a whole: {raises}", whole)
+    assert re.fullmatch(f"Images are judged by their defects: {raises}", defects)
     assert few == "Images are judged by their defects: 7 held-out images are too few to tell."
 
 
@@ -115,11 +116,12 @@ def test_gains_are_those_of_all_processes_and_no_defect_counts_more_than_five_de
     assert (unit > 0).all()
 
 
-@pytest.mark.parametrize(("gain", "as_whole"), [(0.7, True), (0.8, False)])
-def test_one_map_that_a_defect_raises_is_enough_to_judge_by_defects(gain: float, as_whole: bool) -> None:
-    gain_of_each = torch.tensor([0.1, gain, -3.0])
-    assert _differ_as_a_whole(gain_of_each, 4, lambda tensor: 2 * tensor) == as_whole
-    assert not _differ_as_a_whole(gain_of_each, 4, alone), "four images are too few to tell"
+@pytest.mark.parametrize(
+    ("of_disagreement", "of_means", "as_whole"), [(0.8, 0.9, True), (0.9, -1, False), (-1, 1.1, False)]
+)
+def test_one_gain_is_enough_to_judge_by_defects(of_disagreement: float, of_means: float, as_whole: bool) -> None:
+    assert _differ_as_a_whole(of_disagreement, of_means, FEWEST_TO_JUDGE_BY) == as_whole
+    assert not _differ_as_a_whole(of_disagreement, of_means, FEWEST_TO_JUDGE_BY - 1), "too few to tell"
 
 
 def test_maps_are_weighed_by_their_blurred_tops(model: KdMultiresolutionDualModel) -> None:
@@ -133,7 +135,7 @@ def test_maps_are_weighed_by_their_blurred_tops(model: KdMultiresolutionDualMode
     torch.testing.assert_close(model.family_weight.double(), expected, rtol=1e-3, atol=1e-5)
 
 
-def test_images_are_judged_by_what_maps_are_weighed_by(caplog: pytest.LogCaptureFixture) -> None:
+def test_images_are_judged_by_the_gains_of_disagreement_and_of_means(caplog: pytest.LogCaptureFixture) -> None:
     images = pictures(FEWEST_TO_JUDGE_BY, seed=3)
     model = KdMultiresolutionDualModel("small_vgg")
     with caplog.at_level("INFO"):
@@ -141,8 +143,11 @@ def test_images_are_judged_by_what_maps_are_weighed_by(caplog: pytest.LogCapture
     kinds = [images, out_of_focus(images), painted(images, torch.Generator().manual_seed(0))]
     families = [model.families(features, *model.predictions(features)) for features in map(model.source, kinds)]
     normal, blurred, defective = (top_mean(model.blurred(maps)) for maps in families)
-    expected = float(gains(normal, defective, torch.cat([normal, blurred]), alone)[0].max())
-    assert f"raises a map by {expected:.2f} deviations" in caplog.messages[-1]
+    gain, _ = gains(normal, defective, torch.cat([normal, blurred]), alone)
+    highest = float(gain[[name == "disagreement" for name in model.maps]].max())
+    assert f"disagreement by {highest:.2f} deviations" in caplog.messages[-1]
+    normal, _, defective = (maps[:, :5].double().mean((2, 3)) for maps in families)
+    assert f"mean of a map by {float(gains(normal, defective, normal, alone)[0].max()):.2f} " in caplog.messages[-1]
 
 
 def test_a_process_without_held_out_images_takes_the_others_statistics() -> None:

@@ -6,7 +6,6 @@ import csv
 import logging
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from anomalib.data import Folder
 from anomalib.engine import Engine
 
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
+from kd_multiresolution.plugin.learnt import LearntNormals
 from kd_multiresolution.results.report import _vanishes
 from tests.data.generated import write_noise_folders
 from tests.results.generated import SIZE, data_of
@@ -124,13 +124,15 @@ def test_images_of_which_nobody_says_what_they_are_are_in_both(tmp_path: Path, n
 
 def test_percentiles_come_from_what_the_checkpoint_knows(tmp_path: Path, noise: Path) -> None:
     model = small()
-    model.learnt = SimpleNamespace(percentile=lambda raw: 12.3456 if raw >= 0 else None, origin="held-out images")
+    model.learnt = LearntNormals(
+        "held-out images", (-3.0, -2.0, -1.0, *[1e9] * 5)
+    )  # of eight, three lie below every score
     engine(tmp_path).test(model, datamodule=folder(noise))
     [table], [page] = tmp_path.rglob("scores.csv"), tmp_path.rglob("report.html")
-    assert {row["percentile_of_held_out_normals"] for row in rows(table)} == {"12.35"}
+    assert {float(row["percentile_of_held_out_normals"]) for row in rows(table)} == {37.5}
     known = data_of(page.read_text(encoding="utf-8"))
     assert known["normals"] == "held-out images"
-    assert {image["percentile"] for image in known["images"]} == {12.3}
+    assert {image["percentile"] for image in known["images"]} == {37.5}
 
 
 def test_a_file_that_cannot_be_written_costs_the_run_nothing(

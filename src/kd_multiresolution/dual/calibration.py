@@ -21,7 +21,9 @@ from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from kd_multiresolution.plugin.post_processor import NormalScores
 
 LARGEST_GAIN = 5.0  # deviations: a defect that nobody can miss says nothing about others
-NOTICEABLE_GAIN = 0.75  # deviations: what a painted defect must raise a map by for images to be judged by defects
+# Deviations by which a painted defect raises the cloners' disagreement (1.5 and more on parts, at most 0.5 on images of one
+# class), or the mean of a map (0.4 and more, at most 0.8).
+NOTICEABLE_GAIN, NOTICEABLE_IN_MEAN = 0.85, 1.0
 FEWEST_TO_JUDGE_BY = 8  # held-out images; the deviation of fewer says too little, and they are judged by their defects
 CHUNK = 16  # held-out images at a time
 
@@ -51,8 +53,8 @@ def calibrate(
     """Set from held-out normal images what the model compares with, and how it judges.
 
     That is the error per channel, the weight of each map, and whether images are judged as a whole; if ``image_score``
-    leaves that open, where a painted defect raises no map by a noticeable part of what it differs by among normal
-    images.
+    leaves that open, where a painted defect neither raises the cloners' disagreement noticeably, so that the global
+    cloner knows what such images look like, nor the mean of a map, in which images of one texture are alike.
 
     Args:
         model: its cloners as they are.
@@ -73,11 +75,19 @@ def calibrate(
     blurred_maps, defective_maps = (
         _maps(model, _predicted(model, features, precision)) for features in (blurred, defective)
     )
-    gain = _weigh_families(
-        model, *(top_mean(model.blurred(maps)) for maps in (normal_maps, blurred_maps, defective_maps)), reduce
+    normal_tops, blurred_tops, defective_tops = (
+        top_mean(model.blurred(maps)) for maps in (normal_maps, blurred_maps, defective_maps)
     )
-    as_whole = _differ_as_a_whole(gain, len(normal_maps), reduce) if image_score == "auto" else image_score == "whole"
-    model.judged_as_whole.fill_(as_whole)
+    gain = _weigh_families(model, normal_tops, blurred_tops, defective_tops, reduce)
+    model.judged_as_whole.fill_(image_score == "whole")
+    if image_score == "auto":
+        of_disagreement = gain[[name == "disagreement" for name in model.maps]].max()
+        normal_means, defective_means = (
+            exact(maps[:, : model.fine]).mean((2, 3)) for maps in (normal_maps, defective_maps)
+        )
+        of_means = gains(normal_means, defective_means, normal_means, reduce)[0].max()
+        count = int(reduce(gain.new_tensor(float(len(normal_maps)))))
+        model.judged_as_whole.fill_(_differ_as_a_whole(float(of_disagreement), float(of_means), count))
     whole = torch.cat([model.as_a_whole(features, local) for features, local, _ in predicted])
     read = model.read(normal_maps, whole, image_size)
     peaks = cast("Tensor", read.anomaly_map).flatten(1).amax(1)
@@ -145,20 +155,22 @@ def _weigh_families(
     return gain
 
 
-def _differ_as_a_whole(gain: Tensor, images: int, reduce: Reduce) -> bool:
-    """Return whether painted defects raise no map noticeably, and say so in the log.
+def _differ_as_a_whole(of_disagreement: float, of_means: float, count: int) -> bool:
+    """Return whether painted defects are lost in what normal images differ by, and say so in the log.
 
     Args:
-        gain: of each map, (K,).
-        images: how many held-out images this process has.
-        reduce: sums over all processes.
+        of_disagreement: highest gain of the cloners' disagreement.
+        of_means: highest gain of a map's mean.
+        count: how many held-out images there are.
     """
-    count = int(reduce(torch.tensor(float(images), device=gain.device)))
     if count < FEWEST_TO_JUDGE_BY:
         found, why = False, f"{count} held-out images are too few to tell"
     else:
-        highest = float(gain.max())
-        found, why = highest < NOTICEABLE_GAIN, f"a painted defect raises a map by {highest:.2f} deviations"
+        found = of_disagreement < NOTICEABLE_GAIN and of_means < NOTICEABLE_IN_MEAN
+        why = (
+            f"a painted defect raises the cloners' disagreement by {of_disagreement:.2f} deviations (parts: "
+            f"{NOTICEABLE_GAIN} or more), the mean of a map by {of_means:.2f} (textures: {NOTICEABLE_IN_MEAN} or more)"
+        )
     rank_zero_only(logger.info)(
         "Images are judged %s: %s.", "as a whole" if found else "by their defects", why, stacklevel=2
     )

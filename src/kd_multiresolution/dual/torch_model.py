@@ -104,6 +104,7 @@ class KdMultiresolutionDualModel(nn.Module):
         # Of each predicted level but the last: how many positions per side make one of the next level.
         self.coarsenings = [after.stride // level.stride for level, after in pairwise(levels[1:])]
         self.maps = [*FAMILIES * len(self.coarsenings), *FAMILIES[1:]]
+        self.fine = len(self.maps)  # the coarser scales' maps come after these
         self.maps += FAMILIES * COARSER_SCALES * len(self.coarsenings)
         self.register_buffer("family_weight", torch.ones(2, len(self.maps)))  # in the anomaly map, and in the score
         self.register_buffer("judged_as_whole", torch.tensor(False))
