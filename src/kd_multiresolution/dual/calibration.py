@@ -21,8 +21,8 @@ from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from kd_multiresolution.plugin.post_processor import NormalScores
 
 LARGEST_GAIN = 5.0  # deviations: a defect that nobody can miss says nothing about others
-# Deviations by which a painted defect raises the cloners' disagreement (1.5 and more on parts, at most 0.5 on images of one
-# class), or the mean of a map (0.4 and more, at most 0.8).
+# Deviations by which a painted defect raises the cloners' disagreement (1.5 and more on parts, at most 0.5 on images of
+# one class), or the mean of a map.
 NOTICEABLE_GAIN, NOTICEABLE_IN_MEAN = 0.85, 1.0
 FEWEST_TO_JUDGE_BY = 8  # held-out images; the deviation of fewer says too little, and they are judged by their defects
 CHUNK = 16  # held-out images at a time
@@ -168,8 +168,8 @@ def _differ_as_a_whole(of_disagreement: float, of_means: float, count: int) -> b
     else:
         found = of_disagreement < NOTICEABLE_GAIN and of_means < NOTICEABLE_IN_MEAN
         why = (
-            f"a painted defect raises the cloners' disagreement by {of_disagreement:.2f} deviations (parts: "
-            f"{NOTICEABLE_GAIN} or more), the mean of a map by {of_means:.2f} (textures: {NOTICEABLE_IN_MEAN} or more)"
+            f"a painted defect raises the cloners' disagreement by {of_disagreement:.2f} deviations (less than "
+            f"{NOTICEABLE_GAIN} is little), the mean of a map by {of_means:.2f} (less than {NOTICEABLE_IN_MEAN})"
         )
     rank_zero_only(logger.info)(
         "Images are judged %s: %s.", "as a whole" if found else "by their defects", why, stacklevel=2
