@@ -48,7 +48,7 @@ def map_weights(
     weights = iter(family_weight.unbind(1))
 
     def scale(near: ChannelError | None, far: ChannelError) -> tuple[Tensor, Tensor]:
-        """Return what (2, 2 * C) squares and (2,) directions count at the next scale."""
+        """Return what squares, (2, 2 * C), and directions, (2, 1), count at the next scale."""
         of_value = far.weights.new_zeros(2, len(far.weights)) if near is None else next(weights)[:, None] * near.weights
         direction = next(weights)
         return torch.cat([of_value, next(weights)[:, None] * far.weights], 1), direction[:, None]

@@ -188,8 +188,11 @@ class PluginModule(Base):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what anomalib keeps, what the model was built with, and what normal images were like."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[KEY] = {**self.checkpoint_entry.describe(self), "tiler": described(self._torch_model.tiler)}
-        own = {"learnt": self.learnt.entry(), "region_size": self.region_size}
+        own = {
+            "learnt": self.learnt.entry(),
+            "region_size": self.region_size,
+            "tiler": described(self._torch_model.tiler),
+        }
         checkpoint[KEY] = {**self.checkpoint_entry.describe(self), **own}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
