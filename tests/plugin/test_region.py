@@ -189,6 +189,8 @@ def test_no_sensitivity_marks_what_is_outside(pictures: Path, tmp_path: Path) ->
     network, _ = fitted(
         "dual", pictures, "quiet", tmp_path, post_processor=UnclampedPostProcessor(pixel_sensitivity=0.999)
     )
+    for name, value in (("_pixel_threshold", 5.0), ("pixel_min", 0.0), ("pixel_max", 1.0)):
+        getattr(network.post_processor, name).fill_(value)
     marked = predicted(network, pictures / "quiet" / "test", tmp_path)["pred_mask"].reshape(-1, SIZE, SIZE).bool()
     region = network.model.source.region[0, 0]
     assert marked[:, region].any()

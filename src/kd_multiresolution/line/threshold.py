@@ -18,7 +18,7 @@ from kd_multiresolution.line.choice import Costs, allowed_by_rate, cheapest, exp
 from kd_multiresolution.line.scoring import RawScores, raw_scores
 from kd_multiresolution.plugin.arguments import check_positive, check_types
 from kd_multiresolution.plugin.checkpoint import KEY, MODELS_BY_VARIANT
-from kd_multiresolution.plugin.learnt import FRESH, distribution
+from kd_multiresolution.plugin.learnt import FRESH, LearntNormals, distribution
 from kd_multiresolution.plugin.post_processor import SENSITIVITY, renew_thresholds
 
 
@@ -70,9 +70,10 @@ def set_threshold(
         msg = f"checkpoint={str(source)!r}: with enable_thresholding=False its post-processor calls nothing defective."
         raise ValueError(msg)
     model.post_processor = None  # raw scores
+    learnt, model.learnt = model.learnt, LearntNormals()  # these images need not be like those that were learnt
     fine = raw_scores(model, good, "good")
     bad = raw_scores(model, defective, "defective") if defective is not None else RawScores()
-    model.post_processor = post_processor
+    model.post_processor, model.learnt = post_processor, learnt
     before = _decisions(post_processor, fine, bad)
 
     count, costs = len(fine.scores), None
@@ -213,7 +214,9 @@ def _normalised(post_processor: PostProcessor, threshold: float) -> float | None
 
 def _write(stored: dict[str, Any], model: Any, good: RawScores, path: Path) -> None:
     renew_thresholds(stored, model.post_processor)
-    stored["anomalib_post_processor_config"] = model.post_processor.checkpoint_config()
+    # A post-processor of the user's own has settings beside ours.
+    own = stored.get("anomalib_post_processor_config") or {}
+    stored["anomalib_post_processor_config"] = {**own, **model.post_processor.checkpoint_config()}
     pictures = {name: distribution(values) for name, values in good.pictures.items()}
     learnt = replace(model.learnt, origin=FRESH, scores=distribution(good.scores), pictures=pictures)
     stored[KEY] = {**stored[KEY], "learnt": learnt.entry()}

@@ -8,6 +8,7 @@ lie there. So scores are compared as they were before. By how much a runtime mov
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -74,7 +75,8 @@ def checked(
     Raises:
         RuntimeError: if the file cannot be run.
     """
-    size = input_size or model.input_size or UNKNOWN_SIZE
+    region = cast("Any", model).source.region
+    size = input_size or model.input_size or (UNKNOWN_SIZE if region is None else region.shape[-2:])
     # A torch file is the same program: it is run, not measured, and SmoothGrad takes a hundred passes.
     count = 1 if file.suffix == ".pt" else PICTURES
     shown = [*check_pictures((size[0], size[1]))[:count, None].astype(np.float32) / 255, *images]
@@ -153,8 +155,10 @@ def _deviation(model: AnomalibModule, scores: npt.NDArray[np.float64], expected:
         return float(np.max(np.abs(scores - expected) / np.maximum(np.abs(expected), SMALLEST_SPAN)))
     if not isinstance(post_processor, UnclampedPostProcessor):
         return float(np.abs(scores - expected).max())
-    threshold = float(post_processor.image_threshold)
-    span = float(post_processor.image_max - post_processor.image_min)
+    least, largest = float(post_processor.image_min), float(post_processor.image_max)
+    threshold, span = float(post_processor.image_threshold), largest - least
+    if math.isnan(threshold):  # as the normalisation takes it
+        threshold = (least + largest) / 2
     if span <= SMALLEST_SPAN:
         return float(np.abs(scores - expected).max())
     raw, reference = (threshold + span / 2 * unbounded(2 * part - 1) for part in (scores, expected))

@@ -56,6 +56,7 @@ class PluginModule(Base):
     checkpoint_entry: ClassVar[CheckpointEntry]
     _is_on_the_way = False
     _tiling: Sequence[RemovableHandle] = ()
+    _loaded_tiler: Any = None
     learnt = LearntNormals()
     region_size: tuple[int, int] | None = None
 
@@ -228,8 +229,8 @@ class PluginModule(Base):
     def _load_tiler(self, checkpoint: dict[str, Any]) -> None:
         """Take the tiler that a checkpoint was trained with; one of the user's own stays, and the log says so."""
         theirs = (checkpoint.get(KEY) or {}).get("tiler")
-        if theirs is not None and self._torch_model.tiler is None:
-            self._torch_model.tiler = restored(theirs)
+        if self._torch_model.tiler is self._loaded_tiler:  # the user's own stays, one that was loaded before does not
+            self._torch_model.tiler = self._loaded_tiler = None if theirs is None else restored(theirs)
             self.apply_tiler()
         ours = described(self._torch_model.tiler)
         if KEY in checkpoint and ours != theirs:
@@ -244,7 +245,9 @@ class PluginModule(Base):
             ValueError: if the model was given another one.
         """
         source = self.source
-        if source.region is not None and (region is None or not torch.equal(source.region.cpu(), region.cpu())):
+        # One that came with an earlier checkpoint is replaced.
+        own = source.region if self.hparams.get("region") is not None else None
+        if own is not None and (region is None or not torch.equal(own.cpu(), region.cpu())):
             msg = (
                 f"region={self.hparams['region']!r}: this checkpoint was trained with {'another' if size else 'no'} "
                 "region, and so were its thresholds. Leave the argument out, or train anew."

@@ -57,7 +57,7 @@ class RegionOfInterest(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any, **kwargs: Any
     ) -> None:
         del trainer, args, kwargs
-        size = cast("Any", pl_module).region_size
+        size = getattr(pl_module, "region_size", None)  # another model in the same trainer has none
         if size is None:
             return
         for path in getattr(batch, "image_path", None) or ():
@@ -78,6 +78,8 @@ class RegionOfInterest(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
         del trainer, args, kwargs
+        if getattr(pl_module, "region_size", None) is None:
+            return
         if outputs.pred_mask is not None and (region := cast("Any", pl_module).model.source.region) is not None:
             outputs.pred_mask = _cut(outputs.pred_mask, region.reshape(region.shape[-2:]))
 
@@ -92,4 +94,5 @@ def marked_within(predictions: InferenceBatch, region: Tensor | None) -> Inferen
 
 
 def _cut(masks: Tensor, region: Tensor) -> Tensor:
-    return torch.where(region, masks, torch.zeros_like(masks))  # of whatever type a post-processor gives
+    # Post-processors give masks of several types; ONNX Runtime has no selection of booleans.
+    return masks & region if masks.dtype == torch.bool else masks * region.to(masks.dtype)

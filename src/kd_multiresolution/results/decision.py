@@ -48,6 +48,8 @@ class Decision:
             # anomalib's is linear, up to where it is clamped.
             return cls(fitted + (scale.threshold - MIDDLE) * span, **origin)
         distance = 2 * (scale.threshold - MIDDLE)
+        if abs(distance) >= 1:  # a sensitivity of 0 or 1, at which every image is called the same
+            return cls(None, fitted, span, **origin)
         return cls(fitted + span / 2 * distance / (1 - abs(distance)), fitted, span, **origin)
 
 

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from kd_multiresolution.plugin.learnt import LearntNormals
 from kd_multiresolution.plugin.pictures import STATISTICS
 from kd_multiresolution.results.changes import picture_change, score_change, share_change
+from kd_multiresolution.results.decision import Decision
 from kd_multiresolution.training.batches import of_all_processes
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class DriftWarning(Callback):
     ) -> None:
         del trainer, batch, args, kwargs
         module = cast("Any", pl_module)
-        if module.learnt == LearntNormals():
+        if not _has_learnt(pl_module):
             return
         labels = outputs.gt_label
         good = [True] * outputs.batch_size if labels is None else (~labels.bool()).flatten().tolist()
@@ -55,13 +56,15 @@ class DriftWarning(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Warn if anything has changed."""
-        module = cast("Any", pl_module)
-        learnt: LearntNormals = module.learnt
+        if not _has_learnt(pl_module):
+            return
+        learnt: LearntNormals = cast("Any", pl_module).learnt
         scores = of_all_processes(trainer, self._scores)
         pictures = {name: of_all_processes(trainer, values) for name, values in self._pictures.items()}
         if not trainer.is_global_zero:
             return
-        threshold = float(getattr(module.post_processor, "image_threshold", math.nan))
+        decided = Decision.of(trainer, pl_module).threshold
+        threshold = math.nan if decided is None else decided
         found = [
             *(picture_change(name, learnt.pictures.get(name, ()), values) for name, values in pictures.items()),
             score_change(learnt.scores, scores, threshold),
@@ -79,3 +82,9 @@ class DriftWarning(Callback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do as :meth:`on_test_end`."""
         self.on_test_end(trainer, pl_module)
+
+
+def _has_learnt(pl_module: LightningModule) -> bool:
+    """Return whether a model knows what normal images were like; another one in the same trainer does not."""
+    learnt = getattr(pl_module, "learnt", None)
+    return isinstance(learnt, LearntNormals) and learnt != LearntNormals()

@@ -28,7 +28,7 @@ class LearntPictures(Callback):
     ) -> None:
         """Look at a batch, and after the epoch's last one let the model know, before any checkpoint is written."""
         del outputs, batch_idx
-        if trainer.current_epoch > 0:
+        if trainer.current_epoch > 0 or not hasattr(pl_module, "picture_statistics"):  # another model's training
             return
         for name, values in cast("Any", pl_module).picture_statistics(batch.image).items():
             self._found[name] += values
