@@ -37,6 +37,7 @@ BOTH: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {
         [(0, "multiples of"), (-32, "multiples of"), (33, "for example"), ((64, 40), "for example")],
     ),
     "imagenet_normalization": (["no", 3], []),
+    "region": ([3], [("/no/such.png", "not a readable image")]),
     "epochs": (["3", 2.5, True, NAN, np.int64(3)], [(0, "above 0"), (-1, "above 0")]),
     "learning_rate": (["x", True, np.float64(1e-3)], [(v, "above 0") for v in (0, -1.0, NAN, INF)]),
     "cache": ([True, 16], [("float64", "float32, float16, or null")]),

@@ -125,7 +125,7 @@ def test_openvino_file_of_a_fixed_size(tmp_path: Path) -> None:
     printed = re.search(r"score ([\d.]+), anomalous", done.stdout)
     assert printed, done.stdout
     assert float(printed[1]) == pytest.approx(expected.pred_score.item(), abs=2e-4)
-    with Image.open(tmp_path / "maps" / f"{tmp_path.name}_noise.png") as heat_map:
+    with Image.open(tmp_path / "maps" / f"{tmp_path.name}_noise_map.png") as heat_map:
         drawn = np.asarray(heat_map)
     np.testing.assert_allclose(drawn, (expected.anomaly_map[0, 0].clamp(0, 1) * 255).numpy(), rtol=0, atol=1.01)
 
@@ -150,7 +150,7 @@ def test_example_runs_a_model_without_threshold(
     runpy.run_path(str(EXAMPLE), run_name="__main__")
     printed = capsys.readouterr().out
     assert re.fullmatch(rf"{re.escape(str(picture))}: score [\d.]+\n", printed), printed
-    with Image.open(tmp_path / "maps" / f"{tmp_path.name}_noise.png") as heat_map:
+    with Image.open(tmp_path / "maps" / f"{tmp_path.name}_noise_map.png") as heat_map:
         assert heat_map.getextrema()[1] == 255, "raw maps are drawn up to their own maximum"
 
 

@@ -94,10 +94,11 @@ def test_wheel_holds_what_it_needs_and_nothing_else(wheel: Path) -> None:
     modules = {str(path.relative_to(source.parent)) for path in source.rglob("*.py")}
     data = ("py.typed", "results/published/tables.json")
     others = {f"kd_multiresolution/{name}" for name in data}
+    others |= {str(path.relative_to(source.parent)) for path in (source / "results" / "page_files").iterdir()}
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
     metadata = {name for name in names if re.match(r"kd_multiresolution-[\d.]+\.dist-info/", name)}
-    assert {Path(name).name for name in metadata} == {"METADATA", "WHEEL", "RECORD", "LICENSE"}
+    assert {Path(name).name for name in metadata} == {"METADATA", "WHEEL", "RECORD", "LICENSE", "entry_points.txt"}
     assert names - metadata == modules | others | START_UP
     assert wheel.stat().st_size < 1e6
 
