@@ -29,6 +29,8 @@ Box = tuple[int, int, int, int]
 Region = tuple[float, float, float, float]
 FORMAT = 1  # of the notes that this program reads
 WHOLE: Region = (0.0, 0.0, 1.0, 1.0)
+SMALLEST = 1e-30
+ROUNDING = 2.0**-22  # of a score near 1
 
 
 class Exported:
@@ -199,6 +201,11 @@ def grey(heat_map: Array, white: float | None) -> npt.NDArray[np.uint8]:
 def judged(model: Exported, file: Path, folder: Path, threshold: float | None = None) -> dict[str, Any]:
     """Return score, decision and boxes of a picture, and write its heat map and its mask into a folder."""
     image = read(file)
+    judges = model.note.get("region")
+    if judges is not None and [*image.shape[2:]] != judges["file_size"]:
+        drawn_on = " x ".join(map(str, judges["file_size"]))
+        msg = f"{image.shape[2]} x {image.shape[3]} pixels, but the mask of what is judged was drawn on {drawn_on}"
+        raise ValueError(msg)
     outputs = model(image)
     found: dict[str, Any] = {
         "file": str(file),
@@ -248,12 +255,24 @@ def deviation(model: Exported) -> float | None:
     pictures = check_pictures(tuple(kept["pictures"]["size"]), kept["pictures"]["count"]).astype(np.float32) / 255
     ours = np.array([model.run(picture[None])["pred_score"].item() for picture in pictures])
     expected = np.array(kept["scores_in_torch"][: len(ours)])
-    if not scale["squashed"]:
+    if not scale["normalized"]:
+        return float(np.max(np.abs(ours - expected) / np.maximum(np.abs(expected), SMALLEST)))
+    least, largest, threshold = (scale["raw"][name] for name in ("least", "largest", "threshold"))
+    span = largest - least
+    if not scale["squashed"] or span <= SMALLEST:
         return float(np.abs(ours - expected).max())
-    # These pictures are no parts: their scores lie close to 1, where all differences are small.
-    fitted, span = scale["raw"], scale["raw"]["largest"] - scale["raw"]["least"]
-    raw, reference = (fitted["threshold"] + span / 2 * x / (1 - abs(x)) for x in (2 * ours - 1, 2 * expected - 1))
-    return float(np.abs(raw / reference - 1).max() * max(abs(fitted["threshold"]), span) / span)
+    threshold = (least + largest) / 2 if threshold is None else threshold
+    # These pictures are no parts: their scores lie close to 1, where differences are small and the last digit is large.
+    room = ROUNDING * span * (1 + np.abs(unbounded(2 * expected - 1))) ** 2
+    raw, reference = (threshold + span / 2 * unbounded(2 * scores - 1) for scores in (ours, expected))
+    moved = np.maximum(np.abs(raw - reference) - room, 0) / np.maximum(np.abs(reference), SMALLEST)
+    return float(moved.max() * max(abs(threshold), span) / span)
+
+
+def unbounded(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return what was squashed to between -1 and 1."""
+    room: npt.NDArray[np.float64] = np.maximum(1 - np.abs(x), np.finfo(np.float32).eps / 4)
+    return x / room
 
 
 def main() -> None:
@@ -281,7 +300,7 @@ def main() -> None:
     if arguments.check:
         moved = deviation(model)
         print("nothing was kept to check with" if moved is None else f"a score at the threshold moves by {moved:.6f}")
-        if moved is None or moved > model.note["check"]["bounds"]["deviation"]:
+        if moved is None or not moved <= model.note["check"]["bounds"]["deviation"]:  # nor where it is no number
             parser.exit(1, "This machine does not give the model's scores.\n" if moved is not None else "")
     if not arguments.images:
         return

@@ -145,6 +145,16 @@ def test_one_bad_picture_costs_no_other_its_result(
     assert len(json.loads((tmp_path / "judged" / "judged.json").read_text())) == 1
 
 
+def test_a_picture_of_another_size_than_the_regions_mask_is_refused(
+    paper: tuple[KdMultiresolution, Path], files: list[Path], tmp_path: Path
+) -> None:
+    exported = run_exported.Exported(paper[1])
+    assert exported.note["region"] is None
+    exported.note["region"] = {"file_size": [1, 2]}
+    with pytest.raises(ValueError, match=r"pixels, but the mask of what is judged was drawn on 1 x 2"):
+        run_exported.judged(exported, files[0], tmp_path)
+
+
 def test_a_threshold_of_ones_own(paper: tuple[KdMultiresolution, Path], files: list[Path], tmp_path: Path) -> None:
     _, model = paper
     for threshold, expected in ((0.0, True), (1.0, False)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,15 @@ def test_what_the_model_holds_later_images_against_are_the_fresh_ones(
     learnt = loaded(tmp_path / "new.ckpt").learnt
     assert learnt.origin == "good images of the threshold"
     assert len(learnt.scores) == len(learnt.pictures["brightness"]) == 20
+
+
+def test_few_fresh_images_do_not_take_the_place_of_many(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "few").mkdir()
+    for file in sorted((pictures / "good").glob("*.png"))[:7]:
+        shutil.copy(file, tmp_path / "few")
+    change = set_threshold(checkpoint, tmp_path / "few", tmp_path / "new.ckpt", false_alarms=0)
+    assert "7 good images are too few to hold later ones against" in str(change)
+    assert loaded(tmp_path / "new.ckpt").learnt == loaded(checkpoint).learnt
 
 
 def of_files(folder: Path) -> list[torch.Tensor]:

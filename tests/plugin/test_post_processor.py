@@ -52,6 +52,19 @@ def test_without_masks_and_normal_images_there_is_no_threshold_of_pixels() -> No
     assert post_processor.pixel_threshold.isnan(), "the threshold of scores, 10 or more, says nothing about maps"
 
 
+def test_a_process_without_normal_images_takes_part_in_what_is_computed_of_all() -> None:
+    post_processor = UnclampedPostProcessor()
+    batch = ImageBatch(
+        image=torch.rand(1, 3, 4, 4),
+        gt_label=torch.tensor([True]),
+        pred_score=torch.tensor([1.0]),
+        anomaly_map=torch.ones(1, 1, 4, 4),
+    )
+    post_processor.on_validation_batch_end(None, None, batch)
+    assert post_processor._normal_scores.update_called
+    assert post_processor._normal_peak.update_called
+
+
 def test_the_smallest_rate_has_a_finite_bound() -> None:
     assert NormalScores(mean=1.0, deviation=0.5, count=20).bound(0.01) < NormalScores(1.0, 0.5, 20).bound(1e-17) < 1e3
 

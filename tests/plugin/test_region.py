@@ -237,3 +237,9 @@ def test_painted_defects_lie_within() -> None:
     centres = torch.stack([spot.nonzero().float().mean(0) for spot in changed if spot.any()])
     assert len(centres) > 150
     assert ((centres > 19) & (centres < 45)).all()
+
+
+def test_a_checkpoint_brings_its_own_region(tmp_path: Path) -> None:
+    for model in (KdMultiresolution, KdMultiresolutionDual):
+        with pytest.raises(ValueError, match=r"region='other.png': a checkpoint brings its own region"):
+            model.load_from_checkpoint(tmp_path / "none.ckpt", region="other.png")

@@ -20,6 +20,7 @@ from kd_multiresolution.plugin.arguments import check_positive, check_types
 from kd_multiresolution.plugin.checkpoint import KEY, MODELS_BY_VARIANT
 from kd_multiresolution.plugin.learnt import FRESH, LearntNormals, distribution
 from kd_multiresolution.plugin.post_processor import SENSITIVITY, renew_thresholds
+from kd_multiresolution.results.changes import FEWEST
 
 
 def set_threshold(
@@ -88,6 +89,8 @@ def set_threshold(
     notes = _set(post_processor, "image", threshold, [*fine.scores, *bad.scores])
     if fine.peaks:
         notes += _set(post_processor, "pixel", with_above(fine.of_maps, allowed), [*fine.peaks, *bad.peaks])
+    if count < FEWEST:
+        notes += (f"{count} good images are too few to hold later ones against: those known before stay.",)
     after = _decisions(post_processor, fine, bad)
     change = ThresholdChange(
         before=before,
@@ -217,7 +220,8 @@ def _write(stored: dict[str, Any], model: Any, good: RawScores, path: Path) -> N
     # A post-processor of the user's own has settings beside ours.
     own = stored.get("anomalib_post_processor_config") or {}
     stored["anomalib_post_processor_config"] = {**own, **model.post_processor.checkpoint_config()}
-    pictures = {name: distribution(values) for name, values in good.pictures.items()}
-    learnt = replace(model.learnt, origin=FRESH, scores=distribution(good.scores), pictures=pictures)
-    stored[KEY] = {**stored[KEY], "learnt": learnt.entry()}
+    if len(good.scores) >= FEWEST:
+        pictures = {name: distribution(values) for name, values in good.pictures.items()}
+        learnt = replace(model.learnt, origin=FRESH, scores=distribution(good.scores), pictures=pictures)
+        stored[KEY] = {**stored[KEY], "learnt": learnt.entry()}
     torch.save(stored, path)

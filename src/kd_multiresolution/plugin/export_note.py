@@ -53,6 +53,7 @@ def write_note(
         check: what came out when it was held against the model; ``None``: it could not be.
     """
     source = cast("Any", model.model).source
+    size_of_mask = cast("Any", model).region_size
     note = {
         "format": FORMAT,
         "model": model.name,
@@ -67,6 +68,8 @@ def write_note(
             "range": [0, 1],
             "size": None if input_size is None else [*input_size],
         },
+        # Of the files that a mask of what is judged was drawn on: others are not what it is made for.
+        "region": None if size_of_mask is None else {"file_size": [*size_of_mask]},
         "preparation": {"by": "the model itself", "steps": [*_steps(_prepares(model))]},
         "tiles": described(getattr(model.model, "tiler", None)),
         "score": _scale(model, "image"),

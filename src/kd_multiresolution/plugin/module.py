@@ -264,7 +264,16 @@ class PluginModule(Base):
         Args:
             *args: as anomalib's.
             **kwargs: as anomalib's.
+
+        Raises:
+            ValueError: if a region is given.
         """
+        if kwargs.get("region") is not None:
+            msg = (
+                f"region={kwargs['region']!r}: a checkpoint brings its own region, if it has one, and thresholds that "
+                "go with it. Leave the argument out, or train anew."
+            )
+            raise ValueError(msg)
         with weights_follow():
             return super().load_from_checkpoint(*args, **kwargs)
 

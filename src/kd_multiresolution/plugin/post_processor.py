@@ -94,25 +94,29 @@ class UnclampedPostProcessor(PostProcessor):
     ) -> None:
         """Update the statistics, the scores of normal images, and the highest value on those without masks."""
         super().on_validation_batch_end(trainer, pl_module, outputs, *args, **kwargs)
-        scored = outputs.pred_score is not None and outputs.gt_label is not None
-        if scored and not outputs.gt_label.all():
-            self._normal_scores.update(outputs.pred_score[~outputs.gt_label.bool()])
-        if outputs.anomaly_map is not None and outputs.gt_mask is None and outputs.gt_label is not None:
-            normal = outputs.anomaly_map[~outputs.gt_label.bool()]
-            if len(normal):
-                self._normal_peak.update(normal)
+        if outputs.gt_label is None:
+            return
+        # Of a batch without normal images nothing, but every process has to take part in what is computed of all.
+        normal = ~outputs.gt_label.bool()
+        if outputs.pred_score is not None:
+            self._normal_scores.update(outputs.pred_score[normal])
+        if outputs.anomaly_map is not None and outputs.gt_mask is None:
+            self._normal_peak.update(outputs.anomaly_map[normal])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute thresholds and ranges, and let the model know the scores of normal images."""
         super().on_validation_epoch_end(trainer, pl_module)
         if self._normal_scores.update_called:
-            scores = distribution(self._normal_scores.compute().flatten().tolist())
-            if isinstance(learnt := getattr(pl_module, "learnt", None), LearntNormals):  # other models know nothing
+            found = self._normal_scores.compute()  # a list as long as there is none
+            scores = distribution(found.flatten().tolist() if isinstance(found, Tensor) else ())
+            learnt = getattr(pl_module, "learnt", None)
+            if scores and isinstance(learnt, LearntNormals):  # other models know nothing
                 cast("Any", pl_module).learnt = replace(learnt, origin="good validation images", scores=scores)
             self._normal_scores.reset()
         if self._normal_peak.update_called:
-            if self.enable_thresholding:
-                self._pixel_threshold.copy_(self._normal_peak.compute())
+            peak = self._normal_peak.compute()
+            if self.enable_thresholding and bool(peak.isfinite()):  # not so without a normal image
+                self._pixel_threshold.copy_(peak)
             self._normal_peak.reset()
 
     def forget_pixels(self) -> None:
