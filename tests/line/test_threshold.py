@@ -87,7 +87,7 @@ def digest(path: Path) -> str:
 
 def test_at_most_so_many_are_called_defective(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
     before = digest(checkpoint)
-    change = set_threshold(checkpoint, pictures / "good", tmp_path / "new.ckpt", false_alarms=3)
+    change = set_threshold(checkpoint, tmp_path / "new.ckpt", pictures / "good", false_alarms=3)
     assert digest(checkpoint) == before, "the old file stays"
     assert change.after.alarms == change.after.marked == 3
     assert (change.good, change.expected) == (20, 4 / 21)
@@ -105,9 +105,9 @@ def test_at_most_so_many_are_called_defective(checkpoint: Path, pictures: Path, 
 
 
 def test_costs_and_defective_images(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
-    folders = (checkpoint, pictures / "good")
-    dear = set_threshold(*folders, tmp_path / "miss.ckpt", pictures / "defect", miss_cost=1000, false_alarm_cost=1)
-    cheap = set_threshold(*folders, tmp_path / "alarm.ckpt", pictures / "defect", miss_cost=1, false_alarm_cost=1000)
+    folders = (pictures / "good", pictures / "defect")
+    dear = set_threshold(checkpoint, tmp_path / "miss.ckpt", *folders, miss_cost=1000, false_alarm_cost=1)
+    cheap = set_threshold(checkpoint, tmp_path / "alarm.ckpt", *folders, miss_cost=1, false_alarm_cost=1000)
     assert (dear.after.misses, cheap.after.alarms) == (0, 0)
     assert dear.after.thresholds["image"] <= cheap.after.thresholds["image"]
     for change in (dear, cheap):
@@ -117,10 +117,39 @@ def test_costs_and_defective_images(checkpoint: Path, pictures: Path, tmp_path: 
         assert "Of 6 defective images" in str(change)
 
 
+@pytest.mark.parametrize("with_images", [False, True])
+def test_the_threshold_itself(checkpoint: Path, pictures: Path, tmp_path: Path, with_images: bool) -> None:
+    scores = set_threshold(checkpoint, tmp_path / "a.ckpt", pictures / "good", false_alarms=7)
+    number = scores.after.thresholds["image"]
+    good = {"good": pictures / "good"} if with_images else {}
+    change = set_threshold(checkpoint, tmp_path / "new.ckpt", **good, threshold=number)
+    assert change.after.thresholds["image"] == number
+    found = predicted(tmp_path / "new.ckpt", pictures / "good", tmp_path)
+    assert found["pred_label"].sum() == 7
+    old, new = loaded(checkpoint), loaded(tmp_path / "new.ckpt")
+    assert "a number that was given" in new.threshold_origin
+    pixels = [model.post_processor.pixel_threshold for model in (old, new)]
+    assert torch.equal(*pixels) == (not with_images)
+    assert (new.learnt == old.learnt) == (not with_images)
+    assert ("good images" in str(change)) == with_images
+    assert change.after.marked == (7 if with_images else None)
+
+
+def test_a_new_training_forgets_what_its_threshold_was_told_from(
+    checkpoint: Path, pictures: Path, tmp_path: Path
+) -> None:
+    set_threshold(checkpoint, tmp_path / "new.ckpt", threshold=1.0)
+    model = loaded(tmp_path / "new.ckpt")
+    model.visualizer = None
+    data = Folder("squares", root=pictures, normal_dir="train", train_batch_size=4, num_workers=0)
+    engine(tmp_path, max_epochs=1).fit(model, datamodule=data)
+    assert not model.threshold_origin
+
+
 def test_what_the_model_holds_later_images_against_are_the_fresh_ones(
     checkpoint: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    set_threshold(checkpoint, pictures / "good", tmp_path / "new.ckpt", false_alarms=0)
+    set_threshold(checkpoint, tmp_path / "new.ckpt", pictures / "good", false_alarms=0)
     learnt = loaded(tmp_path / "new.ckpt").learnt
     assert learnt.origin == "good images of the threshold"
     assert len(learnt.scores) == len(learnt.pictures["brightness"]) == 20
@@ -130,7 +159,7 @@ def test_few_fresh_images_do_not_take_the_place_of_many(checkpoint: Path, pictur
     (tmp_path / "few").mkdir()
     for file in sorted((pictures / "good").glob("*.png"))[:7]:
         shutil.copy(file, tmp_path / "few")
-    change = set_threshold(checkpoint, tmp_path / "few", tmp_path / "new.ckpt", false_alarms=0)
+    change = set_threshold(checkpoint, tmp_path / "new.ckpt", tmp_path / "few", false_alarms=0)
     assert "7 good images are too few to hold later ones against" in str(change)
     assert loaded(tmp_path / "new.ckpt").learnt == loaded(checkpoint).learnt
 
@@ -141,7 +170,7 @@ def of_files(folder: Path) -> list[torch.Tensor]:
 
 
 def test_what_is_exported_decides_the_same(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
-    set_threshold(checkpoint, pictures / "good", tmp_path / "new.ckpt", false_alarms=5)
+    set_threshold(checkpoint, tmp_path / "new.ckpt", pictures / "good", false_alarms=5)
     network = loaded(tmp_path / "new.ckpt").eval()
     with torch.no_grad():
         assert sum(int(network(picture).pred_label) for picture in of_files(pictures / "good")) == 5
@@ -149,7 +178,7 @@ def test_what_is_exported_decides_the_same(checkpoint: Path, pictures: Path, tmp
 
 def test_so_does_the_exported_file(pictures: Path, tmp_path: Path) -> None:
     path = trained("paper", pictures, tmp_path, source="small_vgg")
-    set_threshold(path, pictures / "good", tmp_path / "new.ckpt", false_alarms=5)
+    set_threshold(path, tmp_path / "new.ckpt", pictures / "good", false_alarms=5)
     session = onnxruntime.InferenceSession(loaded(tmp_path / "new.ckpt").to_onnx(tmp_path))
     said = [session.run(["pred_label"], {"input": picture.numpy()})[0] for picture in of_files(pictures / "good")]
     assert sum(int(label.reshape(-1)[0]) for label in said) == 5
@@ -191,7 +220,7 @@ def test_the_commands_work_on_it(
 
 def test_a_sensitivity_does_not_move_the_new_threshold(pictures: Path, tmp_path: Path) -> None:
     path = trained("paper", pictures, tmp_path, post_processor=UnclampedPostProcessor(image_sensitivity=0.9))
-    change = set_threshold(path, pictures / "good", tmp_path / "new.ckpt", false_alarms=1)
+    change = set_threshold(path, tmp_path / "new.ckpt", pictures / "good", false_alarms=1)
     assert change.after.alarms == 1
     assert "image_sensitivity was 0.9" in str(change)
     assert predicted(tmp_path / "new.ckpt", pictures / "good", tmp_path)["pred_label"].sum() == 1
@@ -201,7 +230,7 @@ def test_a_sensitivity_does_not_move_the_new_threshold(pictures: Path, tmp_path:
 def test_raw_scores_and_other_post_processors(kind: str, pictures: Path, tmp_path: Path) -> None:
     own = PostProcessor() if kind == "paper" else FalseAlarmPostProcessor(enable_normalization=False)
     path = trained(kind, pictures, tmp_path, post_processor=own)
-    change = set_threshold(path, pictures / "good", tmp_path / "new.ckpt", false_alarms=2)
+    change = set_threshold(path, tmp_path / "new.ckpt", pictures / "good", false_alarms=2)
     found = predicted(tmp_path / "new.ckpt", pictures / "good", tmp_path)
     assert found["pred_label"].sum() == 2
     if kind == "dual":
@@ -230,6 +259,9 @@ def test_what_cannot_be_had_is_refused_in_words(checkpoint: Path, pictures: Path
     assert "above 0" in words(miss_cost=0, false_alarm_cost=1, defective=pictures / "defect")
     assert "defect_share" in words(false_alarms=1, defect_share=0.1)
     assert "good=" in words(false_alarms=1, good=tmp_path)
+    assert "takes a folder of good images" in words(false_alarms=1, good=None)
+    assert "threshold=nan" in words(threshold=float("nan"))
+    assert "threshold, false_alarms given" in words(threshold=1.0, false_alarms=1)
     assert "good=" in words(false_alarms=1, good=pictures / "nowhere")
     assert "it exists" in words(false_alarms=1, output=checkpoint)
     assert "folder does not exist" in words(false_alarms=1, output=tmp_path / "nowhere" / "no.ckpt")

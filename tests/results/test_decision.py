@@ -73,11 +73,9 @@ def test_held_out_training_images_are_of_the_same_session() -> None:
 
 
 def test_a_threshold_that_was_set_again_is_not_optimistic() -> None:
-    module = SimpleNamespace(
-        post_processor=fitted(FalseAlarmPostProcessor()), learnt=SimpleNamespace(origin="good images of the threshold")
-    )
+    module = SimpleNamespace(post_processor=fitted(FalseAlarmPostProcessor()), threshold_origin="It was set again")
     decision = Decision.of(trainer(), module)
-    assert "set again" in decision.origin
+    assert decision.origin == "It was set again"
     assert not decision.optimistic
 
 

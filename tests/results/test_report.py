@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from anomalib.data import Folder
 from anomalib.engine import Engine
+from anomalib.post_processing import PostProcessor
 
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
 from kd_multiresolution.plugin.learnt import LearntNormals
@@ -69,7 +71,7 @@ def test_a_test_run_writes_its_table_and_its_page(tmp_path: Path, noise: Path, k
     assert {row["frame"] for row in written} == {"file 48x40"}
     threshold = sum(sorted(raws)[2:4]) / 2  # between two images
     x = 2 * (threshold - known["axis"]["middle"]) / known["axis"]["span"]
-    line = known["settings"][0]["line"].replace("{sensitivity}", f"{0.5 - x / (1 + abs(x)) / 2:.9g}")
+    line = known["settings"][-1]["line"].replace("{sensitivity}", f"{0.5 - x / (1 + abs(x)) / 2:.9g}")
     exec(line.split("\n")[1])  # as the page has it
     runner.test(model, datamodule=data)
     assert [row["decision"] == "defective" for row in rows(table)] == [raw > threshold for raw in raws]
@@ -150,6 +152,47 @@ def test_a_file_that_cannot_be_written_costs_the_run_nothing(
     assert "scores.csv could not be written" in caplog.text
     assert f"Report: {root / 'report.html'}" in caplog.text
     assert "Scores:" not in caplog.text
+
+
+def test_nor_does_a_page_that_cannot_be_made(
+    tmp_path: Path, noise: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kd_multiresolution.results.report.render_page", lambda *_: 1 / 0)
+    [figures] = engine(tmp_path).test(small(), datamodule=folder(noise))
+    assert "image_AUROC" in figures
+    assert "report.html could not be written (division by zero)" in caplog.text
+    assert [*tmp_path.rglob("scores.csv")]
+    assert not [*tmp_path.rglob("report.html")]
+
+
+def test_a_page_names_the_file_of_the_weights_that_were_tested(tmp_path: Path, noise: Path) -> None:
+    runner, data = Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu", max_epochs=1), folder(noise)
+    model = small()
+    runner.fit(model, datamodule=data)
+    first = Path(runner.trainer.checkpoint_callback.best_model_path)
+    kept = shutil.copy(first, tmp_path / "kept model.ckpt")
+
+    def lines(tested: Any) -> str:
+        runner.test(tested, datamodule=data)
+        [page] = tmp_path.rglob("report.html")
+        return " ".join(line["line"] for line in data_of(page.read_text(encoding="utf-8"))["settings"])
+
+    assert str(first) in lines(model)
+    loaded = KdMultiresolution.load_from_checkpoint(kept)
+    assert f"--checkpoint '{kept}' --output new.ckpt --threshold {{threshold}}" in lines(loaded), "and not the last fit"
+    assert "--checkpoint model.ckpt" in lines(small())
+
+
+def test_post_processors_of_anomalibs_have_a_line_that_sets_the_threshold_and_no_other(
+    tmp_path: Path, noise: Path
+) -> None:
+    runner, model = engine(tmp_path), small(post_processor=PostProcessor())
+    data = folder(noise)
+    runner.validate(model, datamodule=data)
+    runner.test(model, datamodule=data)
+    [page] = tmp_path.rglob("report.html")
+    where = [line["where"] for line in data_of(page.read_text(encoding="utf-8"))["settings"]]
+    assert where == ["A new checkpoint", "From fresh good images"]
 
 
 def test_raw_scores_are_those_before_any_post_processor(tmp_path: Path, noise: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from kd_multiresolution.results.judged import Scale
 from kd_multiresolution.results.marks import Marked
+from kd_multiresolution.results.page import ROOM
 from kd_multiresolution.results.scored import ScoredImage, ScoredImages, told_apart_at
 from kd_multiresolution.results.scores_file import stage_of, write_scores
 from tests.results.generated import MIXED, RAW, RUN, batch, scored
@@ -36,14 +37,20 @@ def test_processes_together_have_what_one_has() -> None:
 
 @pytest.mark.parametrize("expected", [None, 8])
 def test_pictures_keep_to_their_room(expected: int | None) -> None:
-    whole = sum(tile.length for tile in scored(RUN, *MIXED).tiles)
-    images = scored(RUN, *MIXED, room=whole * 3 // 4, expected=expected)
+    everything = scored(RUN, *MIXED)
+    whole, words = sum(tile.length for tile in everything.tiles), ROOM - everything.room
+    images = scored(RUN, *MIXED, room=whole * 3 // 4 + words, expected=expected)
     assert sum(tile.length for tile in images.tiles) <= whole * 3 // 4
     assert all(tile.picture for tile in images.tiles)
 
 
+def test_words_about_images_leave_less_room_for_pictures() -> None:
+    long = [f"{'folder/' * 20}{i}.png" for i in range(3)]
+    assert scored(RUN, batch([0.1, 0.2, 0.3], [0, 0, 0], long)).room < ROOM - 3 * 140
+
+
 def test_pictures_of_good_images_with_low_scores_go_first() -> None:
-    images = scored(RUN, *MIXED, room=4000)
+    images = scored(RUN, *MIXED, room=6400)
     kept = {image.raw for image, tile in zip(images.images, images.tiles, strict=True) if tile.picture}
     assert 0 < len(kept) < 8
     ranking = [9, 8, 7, 6, 4, 5.2, 2, 1]

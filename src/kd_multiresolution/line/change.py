@@ -15,10 +15,10 @@ class Decisions:
     """What a post-processor makes of the given images.
 
     Attributes:
-        thresholds: raw ones by kind, ``image`` and ``pixel``; NaN where none is known.
+        thresholds: raw ones by kind, ``image`` and, where maps were looked at, ``pixel``; NaN where none is known.
         alarms: how many good images are called defective.
         misses: how many defective ones are called good.
-        marked: how many good images have a marked pixel; ``None`` without maps.
+        marked: how many good images have a marked pixel; ``None`` without maps or images.
     """
 
     thresholds: Mapping[str, float]
@@ -36,8 +36,9 @@ class ThresholdChange:
         after: those of the one that was written.
         good: number of good images.
         defective: number of defective ones.
-        expected: rate of false alarms to be expected of one more good image, at most; ``None`` with costs.
-        bound: what the rate is below with 95 % confidence; ``None`` with costs.
+        expected: rate of false alarms to be expected of one more good image, at most; ``None`` unless a rate or a
+            number was asked for.
+        bound: what the rate is below with 95 % confidence; ``None`` likewise.
         cost: mean cost of an image before and after, if costs were given.
         scale: where 0.5 on the old scale of normalised scores lies on the new one; ``None`` if one has none.
         notes: what else is other than it was.
@@ -64,9 +65,10 @@ class ThresholdChange:
         ]
         if self.scale is not None:
             lines.append(f"A normalised score of 0.5 before is {self.scale:.3f} now; 0.5 is the new threshold.")
-        lines.append(
-            f"Of {self.good} good images {before.alarms} were called defective before, {after.alarms} are now."
-        )
+        if self.good:
+            lines.append(
+                f"Of {self.good} good images {before.alarms} were called defective before, {after.alarms} are now."
+            )
         if after.marked is not None:
             lines.append(f"Of these {before.marked} had a marked pixel before, {after.marked} have one now.")
         if self.defective:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,29 +23,34 @@ from kd_multiresolution.plugin.learnt import FRESH, LearntNormals, distribution
 from kd_multiresolution.plugin.post_processor import SENSITIVITY, renew_thresholds
 from kd_multiresolution.results.changes import FEWEST
 
+FROM_IMAGES = "The threshold was set again, from images that the model has not learnt from"
+GIVEN = "The threshold was set again, to a number that was given"
+
 
 def set_threshold(
     checkpoint: str | Path,
-    good: str | Path,
     output: str | Path,
+    good: str | Path | None = None,
     defective: str | Path | None = None,
+    threshold: float | None = None,
     false_alarm_rate: float | None = None,
     false_alarms: int | None = None,
     miss_cost: float | None = None,
     false_alarm_cost: float | None = None,
     defect_share: float | None = None,
 ) -> ThresholdChange:
-    """Set the thresholds of a trained model again, from fresh images, and write a new checkpoint.
+    """Set the thresholds of a trained model again, without training, and write a new checkpoint.
 
-    Ask for a rate of false alarms, or for a number of them among the good images, or give the costs of both mistakes.
-    As many good images get a marked pixel as are called defective. Weights stay as they are, and so does the length of
-    normalised scores' scale.
+    Ask for a rate of false alarms, or for a number of them among the good images, or give the costs of both mistakes,
+    or the threshold itself. As many good images get a marked pixel as are called defective; without images the
+    threshold of pixels stays. Weights stay as they are, and so does the length of normalised scores' scale.
 
     Args:
         checkpoint: file of a trained model, which stays as it is.
-        good: folder of good images that the model has not learnt from.
         output: file of the new checkpoint, which must not exist.
+        good: folder of good images that the model has not learnt from. A threshold that is given needs none.
         defective: folder of defective images. They only decide together with costs.
+        threshold: the raw score above which an image is to be called defective, such as ``report.html`` shows it.
         false_alarm_rate: fraction of good images that may be called defective, above 0 and below 0.5. A rate of 1 in n
             takes n - 1 good images.
         false_alarms: how many of these good images may be called defective.
@@ -60,6 +66,7 @@ def set_threshold(
         ValueError: if the images cannot give what is asked for, or a file is not what it should be.
     """
     given = dict(locals())
+    origin = FROM_IMAGES if threshold is None else GIVEN
     check_types(set_threshold, given)
     _check_rule(given)
     source, target = Path(checkpoint), Path(output)
@@ -72,24 +79,25 @@ def set_threshold(
         raise ValueError(msg)
     model.post_processor = None  # raw scores
     learnt, model.learnt = model.learnt, LearntNormals()  # these images need not be like those that were learnt
-    fine = raw_scores(model, good, "good")
+    fine = raw_scores(model, good, "good") if good is not None else RawScores()
     bad = raw_scores(model, defective, "defective") if defective is not None else RawScores()
     model.post_processor, model.learnt = post_processor, learnt
     before = _decisions(post_processor, fine, bad)
 
-    count, costs = len(fine.scores), None
-    if false_alarm_cost is None:
+    count, costs, expected, bound = len(fine.scores), None, None, None
+    if false_alarm_cost is not None:
+        costs = Costs(cast("float", miss_cost), false_alarm_cost, defect_share)
+        threshold = cheapest(costs, fine.of_images, bad.of_images)
+    if threshold is not None:
+        allowed = min(int((fine.of_images > threshold).sum()), count - 1)
+    else:
         allowed = _allowed(false_alarm_rate, false_alarms, count)
         threshold = with_above(fine.of_images, allowed)
         expected, bound = expected_rate(allowed, count)
-    else:
-        costs = Costs(cast("float", miss_cost), false_alarm_cost, defect_share)
-        threshold = cheapest(costs, fine.of_images, bad.of_images)
-        allowed = min(int((fine.of_images > threshold).sum()), count - 1)
     notes = _set(post_processor, "image", threshold, [*fine.scores, *bad.scores])
     if fine.peaks:
         notes += _set(post_processor, "pixel", with_above(fine.of_maps, allowed), [*fine.peaks, *bad.peaks])
-    if count < FEWEST:
+    if 0 < count < FEWEST:
         notes += (f"{count} good images are too few to hold later ones against: those known before stay.",)
     after = _decisions(post_processor, fine, bad)
     change = ThresholdChange(
@@ -97,25 +105,34 @@ def set_threshold(
         after=after,
         good=count,
         defective=len(bad.scores),
-        expected=None if costs else expected,
-        bound=None if costs else bound,
+        expected=expected,
+        bound=bound,
         cost=_cost(costs, before, after, count, len(bad.scores)) if costs else None,
         scale=_normalised(post_processor, before.thresholds["image"]),
         notes=notes,
         checkpoint=target,
     )
-    _write(stored, model, fine, target)
+    _write(stored, model, fine, origin, target)
     return change
 
 
 def _check_rule(given: Mapping[str, Any]) -> None:
     """Raise a ``ValueError`` unless one rule is asked for, as a whole."""
     costs = ("miss_cost", "false_alarm_cost")
-    rules = [name for name in ("false_alarm_rate", "false_alarms") if given[name] is not None]
+    rules = [name for name in ("threshold", "false_alarm_rate", "false_alarms") if given[name] is not None]
     named = [name for name in costs if given[name] is not None]
     if len(rules) + bool(named) != 1:
         asked = ", ".join([*rules, *named]) or "none"
-        msg = f"{asked} given: expected one of false_alarm_rate, false_alarms, or both miss_cost and false_alarm_cost."
+        msg = (
+            f"{asked} given: expected one of threshold, false_alarm_rate, false_alarms, or both miss_cost and "
+            "false_alarm_cost."
+        )
+        raise ValueError(msg)
+    if (exact := given["threshold"]) is not None and not math.isfinite(exact):
+        msg = f"threshold={exact!r}: expected a raw score, which is finite."
+        raise ValueError(msg)
+    if exact is None and given["good"] is None:
+        msg = f"{', '.join([*rules, *named])}: takes a folder of good images (good); threshold alone takes none."
         raise ValueError(msg)
     for name in named:
         check_positive(name, given[name])
@@ -194,6 +211,12 @@ def _set(post_processor: PostProcessor, kind: str, threshold: float, scores: lis
     getattr(post_processor, f"_{kind}_threshold").fill_(threshold)
     least, largest = (getattr(post_processor, f"{kind}_{end}") for end in ("min", "max"))
     if not (largest - least).isfinite():  # no validation had given the scale of normalised scores a length
+        if not scores:
+            msg = (
+                f"threshold={threshold!r}: no image has given this checkpoint's normalised scores a scale. Give good "
+                "images as well (good)."
+            )
+            raise ValueError(msg)
         least.fill_(min(scores))
         largest.fill_(max(scores))
     name = f"{kind}_sensitivity"
@@ -215,11 +238,12 @@ def _normalised(post_processor: PostProcessor, threshold: float) -> float | None
     return float(cast("Tensor", batch.pred_score))
 
 
-def _write(stored: dict[str, Any], model: Any, good: RawScores, path: Path) -> None:
+def _write(stored: dict[str, Any], model: Any, good: RawScores, origin: str, path: Path) -> None:
     renew_thresholds(stored, model.post_processor)
     # A post-processor of the user's own has settings beside ours.
     own = stored.get("anomalib_post_processor_config") or {}
     stored["anomalib_post_processor_config"] = {**own, **model.post_processor.checkpoint_config()}
+    stored[KEY] = {**stored[KEY], "threshold_origin": origin}
     if len(good.scores) >= FEWEST:
         pictures = {name: distribution(values) for name, values in good.pictures.items()}
         learnt = replace(model.learnt, origin=FRESH, scores=distribution(good.scores), pictures=pictures)

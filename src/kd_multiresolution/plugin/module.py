@@ -50,6 +50,8 @@ class PluginModule(Base):
 
     Attributes:
         learnt: what normal images were like in training.
+        threshold_origin: what a threshold that was set again was told from, in a sentence; empty: its training set it.
+        checkpoint_file: the file of these weights, if they were loaded from one or their training has written one.
         region_size: height and width of the image files that a mask of what is judged was drawn on, if there is one.
     """
 
@@ -58,6 +60,8 @@ class PluginModule(Base):
     _tiling: Sequence[RemovableHandle] = ()
     _loaded_tiler: Any = None
     learnt = LearntNormals()
+    threshold_origin = ""
+    checkpoint_file = ""
     region_size: tuple[int, int] | None = None
 
     @property
@@ -140,8 +144,13 @@ class PluginModule(Base):
         return self.model
 
     def on_fit_start(self) -> None:
-        """Say which source it is."""
+        """Say which source it is; thresholds will be this training's."""
         logger.info("%s.", self.source)
+        self.threshold_origin = self.checkpoint_file = ""
+
+    def on_fit_end(self) -> None:
+        """Note which file has the weights, if there is one."""
+        self.checkpoint_file = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
 
     def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:
         """Return what an exported model does: of images of any size, normalised scores and maps, labels and masks.
@@ -191,6 +200,7 @@ class PluginModule(Base):
         super().on_save_checkpoint(checkpoint)
         own = {
             "learnt": self.learnt.entry(),
+            "threshold_origin": self.threshold_origin,
             "region_size": self.region_size,
             "tiler": described(self._torch_model.tiler),
         }
@@ -206,6 +216,7 @@ class PluginModule(Base):
         super().on_load_checkpoint(checkpoint)
         entry = checkpoint.get(KEY) or {}
         self.learnt = LearntNormals.of_entry(entry.get("learnt"))
+        self.threshold_origin = entry.get("threshold_origin", "")
         self._load_region(checkpoint["state_dict"].get("model.source.region"), entry.get("region_size"))
         self.checkpoint_entry.warn_of_other_images(checkpoint, self)
         self._load_tiler(checkpoint)
@@ -258,10 +269,11 @@ class PluginModule(Base):
         self.region_size = None if size is None else (size[0], size[1])
 
     @classmethod
-    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a model; the source's weights come from the checkpoint, not from a download or the original file.
 
         Args:
+            checkpoint_path: as anomalib's.
             *args: as anomalib's.
             **kwargs: as anomalib's.
 
@@ -275,7 +287,10 @@ class PluginModule(Base):
             )
             raise ValueError(msg)
         with weights_follow():
-            return super().load_from_checkpoint(*args, **kwargs)
+            model: Any = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        if isinstance(checkpoint_path, str | Path):  # and not an open file
+            model.checkpoint_file = str(checkpoint_path)
+        return model
 
     def to_torch(self, *args: Any, **kwargs: Any) -> Path:
         """Export as anomalib does, with a note beside the file, and hold the file against the model."""

@@ -9,7 +9,6 @@ from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import ValSplitMode
 from lightning.pytorch import LightningModule, Trainer
 
-from kd_multiresolution.plugin.learnt import FRESH
 from kd_multiresolution.plugin.post_processor import FalseAlarmPostProcessor, UnclampedPostProcessor
 from kd_multiresolution.results.judged import MIDDLE, Scale
 
@@ -54,8 +53,8 @@ class Decision:
 
 
 def _origin(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-    if getattr(getattr(pl_module, "learnt", None), "origin", "") == FRESH:
-        return {"origin": "The threshold was set again, from good images that the model has not learnt from"}
+    if said := getattr(pl_module, "threshold_origin", ""):
+        return {"origin": said}
     if isinstance(pl_module.post_processor, FalseAlarmPostProcessor):
         said = (
             "The threshold was told from good images that were held out of the training folder. They were taken in "

@@ -16,7 +16,7 @@ from kd_multiresolution.results.judged import JudgedRun
 from kd_multiresolution.results.scored import ScoredImage, ScoredImages, roc, told_apart_at
 from kd_multiresolution.results.tiles import SMALLEST, Tile
 
-ROOM = 14_000_000  # characters for pictures, of 15 MB for the page
+ROOM = 14_000_000  # characters for its images, of 15 MB for the page
 SCRIPTS = ("scores", "histogram", "roc", "threshold", "tiles", "large", "start")  # in this order
 BOXES = 5  # of an image; scores.csv has more of them
 

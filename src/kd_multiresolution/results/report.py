@@ -129,17 +129,21 @@ class Report(Callback):
         scale = self.run.scores
         self._put(folder / SCORES_FILE, lambda path: write_scores(path, images.images, scale, stage))
         if self.pages:
-            has_good = any(image.truth is False for image in images.images)
-            heading = _heading(trainer, pl_module, stage, self.decision, has_good=has_good)
-            page = render_page(images, self.run, self.decision, heading)
-            self._put(folder / REPORT_FILE, lambda path: path.write_text(page, encoding="utf-8"))
+            self._put(folder / REPORT_FILE, lambda path: self._write_page(path, images, trainer, pl_module, stage))
+
+    def _write_page(
+        self, path: Path, images: ScoredImages, trainer: Trainer, pl_module: LightningModule, stage: Stage
+    ) -> None:
+        has_good = any(image.truth is False for image in images.images)
+        heading = _heading(trainer, pl_module, stage, self.decision, has_good=has_good)
+        path.write_text(render_page(images, self.run, self.decision, heading), encoding="utf-8")
 
     def _put(self, path: Path, write: Callable[[Path], Any]) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write(path)
-        except OSError as error:  # a table that a spreadsheet has open must not cost the run its figures
-            logger.error("%s could not be written (%s).", path, error)
+        except Exception as error:  # a table that a spreadsheet has open, or a page of ours, must not cost the figures
+            logger.error("%s could not be written (%s).", path, error, exc_info=not isinstance(error, OSError))
         else:
             self.written.append(path)
 
@@ -154,26 +158,27 @@ def _heading(
 ) -> Heading:
     name = getattr(pl_module, "name", type(pl_module).__name__)
     about = [datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")]
-    # After a training nothing was loaded, but the last checkpoint has these weights.
     checkpoint = "model.ckpt"
-    if path := trainer.ckpt_path or getattr(trainer.checkpoint_callback, "best_model_path", ""):
+    if path := trainer.ckpt_path or getattr(pl_module, "checkpoint_file", ""):
         file = Path(path)
         checkpoint = str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
         about.append(f"Checkpoint {checkpoint}")
-    settings = _settings(name, checkpoint, decision, has_good=has_good)
+    settings = _settings(pl_module, checkpoint, decision, has_good=has_good)
     return Heading(stage, name, about, settings, getattr(getattr(pl_module, "learnt", None), "origin", ""))
 
 
-def _settings(model: str, checkpoint: str, decision: Decision, *, has_good: bool) -> list[Setting]:
-    """Return lines that set a threshold; there are none where none decides, or nothing of ours does."""
-    if decision.threshold is None or decision.span <= 0:
+def _settings(pl_module: LightningModule, checkpoint: str, decision: Decision, *, has_good: bool) -> list[Setting]:
+    """Return lines that set a threshold; there are none where none can decide."""
+    model = cast("Any", pl_module)
+    if not getattr(model.post_processor, "enable_thresholding", False):
         return []
-    load = f"model = {model}.load_from_checkpoint({checkpoint!r})"
-    settings = [Setting("Python", f"{load}\nmodel.post_processor.image_sensitivity = {{sensitivity}}")]
+    program = f"kd-multiresolution-threshold --checkpoint {shlex.quote(checkpoint)} --output new.ckpt"
+    settings = [Setting("A new checkpoint", f"{program} --threshold {{threshold}}")]
     if has_good:
-        program = f"kd-multiresolution-threshold --checkpoint {shlex.quote(checkpoint)} --output new.ckpt"
-        told = "--good FOLDER --false_alarms {false_alarms}"
-        settings.append(Setting("From fresh good images", f"{program} {told}"))
+        settings.append(Setting("From fresh good images", f"{program} --good FOLDER --false_alarms {{false_alarms}}"))
+    if decision.threshold is not None and decision.span > 0:
+        load = f"model = {model.name}.load_from_checkpoint({checkpoint!r})"
+        settings.append(Setting("Python", f"{load}\nmodel.post_processor.image_sensitivity = {{sensitivity}}"))
     return settings
 
 

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from kd_multiresolution.results.judged import JudgedImage, JudgedRun
 from kd_multiresolution.results.marks import Marked, outline
-from kd_multiresolution.results.tiles import Tile, fit, pictured, side_for
+from kd_multiresolution.results.tiles import OTHERS, Tile, fit, pictured, side_for
 
 ROUNDING = 1e-3  # of scores in half precision, as a share of their range
 
@@ -46,7 +46,7 @@ class ScoredImages:
     """The images of a test or a prediction, in the order in which they came.
 
     Attributes:
-        room: characters of the page for their pictures; 0 if there is no page.
+        room: characters of the page that are left for their pictures; 0 if there is no page.
         expected: how many images there will be; ``None`` if nobody knows.
         images: what was said of them.
         tiles: what the page shows of them; empty if there is no page.
@@ -91,17 +91,19 @@ class ScoredImages:
                 outline=None if marks is None else outline(marks),
                 own_range=scores is not None and run.maps.has_own_range(scores),
             )
-            self._take([tile])
+            self._take([tile], self.images[-1:])
 
     def merge(self, other: ScoredImages) -> None:
         """Add another process's images, without those that Lightning repeats so that each process has as many."""
         known = {image.path for image in self.images if image.path}
         new = [number for number, image in enumerate(other.images) if image.path not in known]
-        self.images += [other.images[number] for number in new]
+        images = [other.images[number] for number in new]
+        self.images += images
         if self.room:
-            self._take([other.tiles[number] for number in new])
+            self._take([other.tiles[number] for number in new], images)
 
-    def _take(self, tiles: list[Tile]) -> None:
+    def _take(self, tiles: list[Tile], images: list[ScoredImage]) -> None:
+        self.room = max(1, self.room - sum(OTHERS + len(image.path) + len(image.name) for image in images))
         self.tiles += tiles
         self._length += sum(tile.length for tile in tiles)
         if self._length <= self.room:
