@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import onnxruntime
-import openvino
 import torch
 from anomalib.models.components import AnomalibModule
 from rich.progress import track
 from torch import Tensor, nn
 
+from kd_multiresolution.plugin.export_check import open_vino_core
 from reporting import MIB, in_a_line, markdown, now
 
 EXPORTED = ("onnxruntime", "openvino")
@@ -72,7 +72,7 @@ def prepared(runtime: str, model: nn.Module, folder: Path, size: int, threads: i
         name = session.get_inputs()[0].name
         return Prepared(lambda batch: session.run(None, {name: batch.numpy()}), mib)
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-    compiled = openvino.Core().compile_model(str(file), "CPU", settings)
+    compiled = open_vino_core().compile_model(str(file), "CPU", settings)
     return Prepared(lambda batch: compiled(batch.numpy()), mib)
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-import openvino
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -23,6 +22,7 @@ from skimage import data
 from torch import Tensor, nn
 
 from kd_multiresolution import KdMultiresolution
+from kd_multiresolution.plugin.export_check import FLOAT32, open_vino, open_vino_core
 from tests.data.generated import write_noise_folders
 
 Run = Callable[[npt.NDArray[np.float32]], dict[str, npt.NDArray[np.float32]]]
@@ -68,11 +68,6 @@ def onnx_runtime(file: Path) -> Run:
     return lambda images: dict(zip(names, session.run(None, {"input": images}), strict=True))
 
 
-def open_vino(file: Path) -> Run:
-    compiled = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return lambda images: {key.get_any_name(): value for key, value in compiled(images).to_dict().items()}
-
-
 def assert_parity(run: Run, network: KdMultiresolution, images: Tensor, *, of_efficientnet: bool = False) -> None:
     with torch.no_grad():
         expected = network(images)
@@ -92,7 +87,7 @@ def test_runtimes_give_the_same_scores_and_maps(name: str, tmp_path: Path) -> No
     network = model(**MODELS[name])
     file = network.to_onnx(tmp_path)
     of_efficientnet = "efficientnet" in name
-    for run in (onnx_runtime(file), open_vino(file)):
+    for run in (onnx_runtime(file), open_vino(file, FLOAT32)):
         for count in (1, 2, 5):
             assert_parity(run, network, pictures(count), of_efficientnet=of_efficientnet)
         # Without a fixed input_size the graph itself resizes.
@@ -106,7 +101,7 @@ def test_openvino_file_of_a_fixed_size(tmp_path: Path) -> None:
     for name, number in fitted.items():
         getattr(network.post_processor, name).fill_(number)
     file = network.to_openvino(tmp_path, input_size=(SIZE, SIZE))
-    run = open_vino(file)
+    run = open_vino(file, FLOAT32)
     assert_parity(run, network, pictures(3))
     with pytest.raises(RuntimeError, match="shape"):
         run(pictures(3, 48).numpy())
@@ -168,7 +163,7 @@ def test_quantised_source_keeps_score_and_map(tmp_path: Path) -> None:
     file = network.to_openvino(tmp_path, compression_type=CompressionType.INT8_PTQ, datamodule=folder)
 
     quantised = set()
-    for operation in openvino.Core().read_model(file).get_ops():
+    for operation in open_vino_core().read_model(file).get_ops():
         if operation.get_type_name() == "Convolution":
             node = operation.input_value(1).get_node()
             while node.get_type_name() != "Constant":
@@ -180,7 +175,7 @@ def test_quantised_source_keeps_score_and_map(tmp_path: Path) -> None:
     images = pictures(8, 80)[4:]  # noise, of which it was calibrated
     with torch.no_grad():
         expected = network(images)
-    ours = open_vino(file)(images.numpy())
+    ours = open_vino(file, FLOAT32)(images.numpy())
     np.testing.assert_allclose(ours["pred_score"], expected.pred_score, rtol=0.1)
     for mine, reference in zip(ours["anomaly_map"], expected.anomaly_map.numpy(), strict=True):
         assert np.corrcoef(mine.ravel(), reference.ravel())[0, 1] >= 0.9

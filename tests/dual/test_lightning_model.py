@@ -20,6 +20,7 @@ from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
 from kd_multiresolution.dual.cycle import STEPS
 from kd_multiresolution.dual.painted_defects import out_of_focus
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
+from kd_multiresolution.plugin.export_check import FLOAT32, open_vino
 from kd_multiresolution.plugin.post_processor import FalseAlarmPostProcessor
 from kd_multiresolution.training.batches import training_batches
 
@@ -287,9 +288,7 @@ def test_exports_by_the_ordinary_route(
         names = [output.name for output in session.get_outputs()]
         outputs = dict(zip(names, session.run(None, {"input": images.numpy()}), strict=True))
     else:
-        core = pytest.importorskip("openvino").Core()
-        compiled = core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        outputs = {key.get_any_name(): value for key, value in compiled(images.numpy()).items()}
+        outputs = open_vino(path, FLOAT32)(images.numpy())
     for name in ("pred_score", "anomaly_map"):
         value = torch.from_numpy(outputs[name]).reshape(getattr(expected, name).shape)
         torch.testing.assert_close(value, getattr(expected, name), rtol=1e-3, atol=1e-4)

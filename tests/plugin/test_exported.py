@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 import pytest
 import torch
 from anomalib.post_processing import PostProcessor
@@ -25,6 +26,7 @@ from kd_multiresolution.plugin.export_check import (
     compared,
     in_torch,
     is_within_bounds,
+    open_vino_core,
 )
 from kd_multiresolution.plugin.export_note import digest, write_note
 from kd_multiresolution.plugin.exported import explained
@@ -218,7 +220,7 @@ def test_the_operations_of_an_openvino_file_ask_for_float32(tmp_path: Path) -> N
     assert not (tmp_path / "weights" / "onnx").exists()
     asking = [
         "DisablePrecisionConversion_0" in operation.get_rt_info()
-        for operation in openvino.Core().read_model(file).get_ops()
+        for operation in open_vino_core().read_model(file).get_ops()
         if operation.get_type_name() not in {"Constant", "Parameter", "Result"}
     ]
     assert len(asking) > 20
@@ -226,3 +228,27 @@ def test_the_operations_of_an_openvino_file_ask_for_float32(tmp_path: Path) -> N
     runtimes = note(file)["check"]["runtimes"]
     assert [*runtimes] == ["OpenVINO, float32", AS_INFERENCERS]
     assert runtimes["OpenVINO, float32"]["deviation"] < 1e-4
+
+
+SIGNALLED = """
+import gc, signal, subprocess, sys
+import numpy as np
+from kd_multiresolution.plugin.export_check import FLOAT32, open_vino
+
+image = np.zeros((1, 3, 32, 64), np.float32)
+first, second = (open_vino(sys.argv[1], FLOAT32) for _ in range(2))
+first(image), second(image)
+for run in ("first", "second"):  # in this order, as the check of an export gives them up
+    del globals()[run]
+    gc.collect()
+signal.signal(signal.SIGCHLD, lambda *_: print("the end of a worker was noticed"))
+subprocess.run([sys.executable, "-c", ""], check=True)
+"""
+
+
+def test_what_has_run_openvino_survives_the_end_of_a_data_loaders_worker(
+    exported: tuple[KdMultiresolution, Path],
+) -> None:
+    _, file = exported
+    ended = subprocess.run([sys.executable, "-c", SIGNALLED, file], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "the end of a worker was noticed\n"), ended.stderr

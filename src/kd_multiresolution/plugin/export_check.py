@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -198,7 +199,18 @@ def _onnx_runtime(file: Path) -> Run:
 
 def open_vino(model: Any, config: dict[str, str]) -> Run:
     """Return what runs a file, or an ``openvino.Model``, with a configuration of OpenVINO's."""
+    compiled = open_vino_core().compile_model(str(model) if isinstance(model, Path) else model, "CPU", config)
+    return lambda images: {key.get_any_name(): output for key, output in compiled(images).to_dict().items()}
+
+
+@cache
+def open_vino_core() -> Any:
+    """Return OpenVINO's core, one for as long as the process lives.
+
+    Its processor plugin puts a signal stack in place, and puts back the one before when the core is given up. Of two
+    cores the first can be given up first: the second then puts back a stack that is gone, and the next signal, such as
+    the end of a data loader's worker, ends the process.
+    """
     import openvino
 
-    compiled = openvino.Core().compile_model(str(model) if isinstance(model, Path) else model, "CPU", config)
-    return lambda images: {key.get_any_name(): output for key, output in compiled(images).to_dict().items()}
+    return openvino.Core()

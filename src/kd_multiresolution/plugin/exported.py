@@ -1,4 +1,4 @@
-"""What follows every export: the file is held against the model, and a note is written beside it."""
+"""Exports as anomalib does them; the file is then held against the model, and a note is written beside it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from anomalib.data import AnomalibDataModule
+from anomalib.deploy import CompressionType
 from anomalib.models.components import AnomalibModule
 
 from kd_multiresolution.plugin.export_check import (
@@ -18,8 +21,102 @@ from kd_multiresolution.plugin.export_check import (
     is_within_bounds,
 )
 from kd_multiresolution.plugin.export_note import note_file, parts, write_note
+from kd_multiresolution.plugin.full_precision import ask_for_float32
+from kd_multiresolution.plugin.post_processor import UnclampedPostProcessor
+from kd_multiresolution.plugin.quantization import quantize_source, training_images
+
+if TYPE_CHECKING:
+    Base = AnomalibModule
+else:
+    Base = object  # anomalib's registry takes every direct subclass of AnomalibModule for a model
+
+SHAPES = {"dynamic_axes", "dynamic_shapes"}
 
 logger = logging.getLogger(__name__)
+
+
+class ExplainedExport(Base):
+    """A mixin, to stand before ``AnomalibModule``: its exports; the torch model is ``model``."""
+
+    _is_on_the_way = False
+
+    def to_torch(self, *args: Any, **kwargs: Any) -> Path:
+        """Export as anomalib does, with a note beside the file, and hold the file against the model."""
+        return explained(self, super().to_torch(*args, **kwargs))
+
+    def to_onnx(  # type: ignore[override]
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Export as :meth:`to_torch`.
+
+        Raises:
+            ValueError: if the model has a tiler.
+            RuntimeError: if the file does not give the model's scores and maps.
+        """
+        if self.model.tiler is not None:
+            msg = "A model with a tiler is exported to torch alone (export_type=torch): a graph cuts no tiles."
+            raise ValueError(msg)
+        if isinstance(self.post_processor, UnclampedPostProcessor):
+            self.post_processor.note_thresholds()
+        # anomalib's default is 14, from which the exporter comes back to 18 with a page of errors.
+        kwargs.setdefault("opset_version", 18)
+        own = not SHAPES.isdisjoint(kwargs)
+        file = super().to_onnx(export_root, model_file_name, input_size, **kwargs)
+        # On the way to OpenVINO it lies in a folder that vanishes.
+        return file if self._is_on_the_way else explained(self, file, input_size=input_size, has_own_shapes=own)
+
+    def to_openvino(  # type: ignore[override]
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        compression_type: CompressionType | None = None,
+        datamodule: AnomalibDataModule | None = None,
+        **kwargs: Any,
+    ) -> Path:
+        """Export as :meth:`to_onnx`, to a file whose operations ask for float32; warn if compression costs much."""
+        self._is_on_the_way = True
+        try:
+            file: Path = super().to_openvino(
+                export_root, model_file_name, input_size, compression_type, datamodule, **kwargs
+            )
+        finally:
+            self._is_on_the_way = False
+        ask_for_float32(file)
+        calibrates = compression_type in {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}
+        images = training_images(datamodule, input_size) if calibrates and datamodule is not None else []
+        explained(
+            self,
+            file,
+            input_size=input_size,
+            compression=compression_type and compression_type.value,
+            images=images,
+            has_own_shapes=bool(kwargs.get("ov_kwargs")) or not SHAPES.isdisjoint(kwargs.get("onnx_kwargs") or {}),
+        )
+        logger.warning(
+            "OpenVINO computes in bfloat16 on processors that have it, which can flip labels near the threshold. The "
+            "operations of %s ask for float32; versions before 2026 do not heed that, nor do all devices: load it with "
+            "INFERENCE_PRECISION_HINT=f32, and try it where it will run (examples/run_exported.py --check).",
+            file,
+        )
+        return file
+
+    def _compress_ov_model(
+        self,
+        model: Any,
+        compression_type: CompressionType | None = None,
+        datamodule: AnomalibDataModule | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Compress as anomalib does; INT8_PTQ is for what of the source stands it, and never for cloners and maps."""
+        if compression_type == CompressionType.INT8_PTQ:
+            return quantize_source(model, datamodule, self)
+        return super()._compress_ov_model(model, compression_type, datamodule, *args, **kwargs)
 
 
 def explained(

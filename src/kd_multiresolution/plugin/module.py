@@ -1,16 +1,15 @@
-"""What the Lightning modules share: how they score, what their checkpoints say, how they are exported."""
+"""What the Lightning modules share: how they score, and what their checkpoints say."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from anomalib import LearningType
-from anomalib.data import AnomalibDataModule, InferenceBatch
-from anomalib.deploy import CompressionType
+from anomalib.data import InferenceBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
@@ -22,30 +21,21 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kd_multiresolution.plugin.checkpoint import KEY, CheckpointEntry
-from kd_multiresolution.plugin.exported import explained
+from kd_multiresolution.plugin.exported import ExplainedExport
 from kd_multiresolution.plugin.finite import NonFiniteError, checked_predictions
-from kd_multiresolution.plugin.full_precision import ask_for_float32
 from kd_multiresolution.plugin.image_files import ImageFileCheck
 from kd_multiresolution.plugin.learnt import LearntNormals
 from kd_multiresolution.plugin.pictures import picture_statistics
-from kd_multiresolution.plugin.post_processor import RankEvaluator, UnclampedPostProcessor
-from kd_multiresolution.plugin.quantization import quantize_source, training_images
+from kd_multiresolution.plugin.post_processor import RankEvaluator
 from kd_multiresolution.plugin.region import RegionOfInterest, marked_within, read_region
 from kd_multiresolution.plugin.tiling import check_tiler, described, in_tiles, restored
 from kd_multiresolution.source.network import Source
 from kd_multiresolution.source.weights import are_weights_following, weights_follow
 
-if TYPE_CHECKING:
-    Base = AnomalibModule
-else:
-    Base = object  # anomalib's registry takes every direct subclass of AnomalibModule for a model
-
-SHAPES = {"dynamic_axes", "dynamic_shapes"}
-
 logger = logging.getLogger(__name__)
 
 
-class PluginModule(Base):
+class PluginModule(ExplainedExport):
     """A mixin, to stand before ``AnomalibModule``: the torch model is ``model``, and its source ``model.source``.
 
     Attributes:
@@ -56,7 +46,6 @@ class PluginModule(Base):
     """
 
     checkpoint_entry: ClassVar[CheckpointEntry]
-    _is_on_the_way = False
     _tiling: Sequence[RemovableHandle] = ()
     _loaded_tiler: Any = None
     learnt = LearntNormals()
@@ -291,81 +280,3 @@ class PluginModule(Base):
         if isinstance(checkpoint_path, str | Path):  # and not an open file
             model.checkpoint_file = str(checkpoint_path)
         return model
-
-    def to_torch(self, *args: Any, **kwargs: Any) -> Path:
-        """Export as anomalib does, with a note beside the file, and hold the file against the model."""
-        return explained(self, super().to_torch(*args, **kwargs))
-
-    def to_onnx(  # type: ignore[override]
-        self,
-        export_root: Path | str,
-        model_file_name: str = "model",
-        input_size: tuple[int, int] | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Export as :meth:`to_torch`.
-
-        Raises:
-            ValueError: if the model has a tiler.
-            RuntimeError: if the file does not give the model's scores and maps.
-        """
-        if self._torch_model.tiler is not None:
-            msg = "A model with a tiler is exported to torch alone (export_type=torch): a graph cuts no tiles."
-            raise ValueError(msg)
-        if isinstance(self.post_processor, UnclampedPostProcessor):
-            self.post_processor.note_thresholds()
-        # anomalib's default is 14, from which the exporter comes back to 18 with a page of errors.
-        kwargs.setdefault("opset_version", 18)
-        own = not SHAPES.isdisjoint(kwargs)
-        file = super().to_onnx(export_root, model_file_name, input_size, **kwargs)
-        # On the way to OpenVINO it lies in a folder that vanishes.
-        return file if self._is_on_the_way else explained(self, file, input_size=input_size, has_own_shapes=own)
-
-    def to_openvino(  # type: ignore[override]
-        self,
-        export_root: Path | str,
-        model_file_name: str = "model",
-        input_size: tuple[int, int] | None = None,
-        compression_type: CompressionType | None = None,
-        datamodule: AnomalibDataModule | None = None,
-        **kwargs: Any,
-    ) -> Path:
-        """Export as :meth:`to_onnx`, to a file whose operations ask for float32; warn if compression costs much."""
-        self._is_on_the_way = True
-        try:
-            file: Path = super().to_openvino(
-                export_root, model_file_name, input_size, compression_type, datamodule, **kwargs
-            )
-        finally:
-            self._is_on_the_way = False
-        ask_for_float32(file)
-        calibrates = compression_type in {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}
-        images = training_images(datamodule, input_size) if calibrates and datamodule is not None else []
-        explained(
-            self,
-            file,
-            input_size=input_size,
-            compression=compression_type and compression_type.value,
-            images=images,
-            has_own_shapes=bool(kwargs.get("ov_kwargs")) or not SHAPES.isdisjoint(kwargs.get("onnx_kwargs") or {}),
-        )
-        logger.warning(
-            "OpenVINO computes in bfloat16 on processors that have it, which can flip labels near the threshold. The "
-            "operations of %s ask for float32; versions before 2026 do not heed that, nor do all devices: load it with "
-            "INFERENCE_PRECISION_HINT=f32, and try it where it will run (examples/run_exported.py --check).",
-            file,
-        )
-        return file
-
-    def _compress_ov_model(
-        self,
-        model: Any,
-        compression_type: CompressionType | None = None,
-        datamodule: AnomalibDataModule | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        """Compress as anomalib does; INT8_PTQ is for what of the source stands it, and never for cloners and maps."""
-        if compression_type == CompressionType.INT8_PTQ:
-            return quantize_source(model, datamodule, self)
-        return super()._compress_ov_model(model, compression_type, datamodule, *args, **kwargs)
