@@ -7,9 +7,9 @@ import pytest
 
 from kd_multiresolution.results.judged import Scale
 from kd_multiresolution.results.marks import Marked
-from kd_multiresolution.results.page import ROOM
 from kd_multiresolution.results.scored import ScoredImage, ScoredImages, told_apart_at
 from kd_multiresolution.results.scores_file import stage_of, write_scores
+from kd_multiresolution.results.tiles import OTHERS
 from tests.results.generated import MIXED, RAW, RUN, batch, scored
 
 
@@ -38,15 +38,19 @@ def test_processes_together_have_what_one_has() -> None:
 @pytest.mark.parametrize("expected", [None, 8])
 def test_pictures_keep_to_their_room(expected: int | None) -> None:
     everything = scored(RUN, *MIXED)
-    whole, words = sum(tile.length for tile in everything.tiles), ROOM - everything.room
+    whole = sum(tile.length for tile in everything.tiles)
+    words = sum(OTHERS + len(image.path) + len(image.name) for image in everything.images)
     images = scored(RUN, *MIXED, room=whole * 3 // 4 + words, expected=expected)
     assert sum(tile.length for tile in images.tiles) <= whole * 3 // 4
     assert all(tile.picture for tile in images.tiles)
 
 
 def test_words_about_images_leave_less_room_for_pictures() -> None:
-    long = [f"{'folder/' * 20}{i}.png" for i in range(3)]
-    assert scored(RUN, batch([0.1, 0.2, 0.3], [0, 0, 0], long)).room < ROOM - 3 * 140
+    lengths = []
+    for folder in ("", "folder/" * 100):
+        part = batch([0.1, 0.2, 0.3], [0, 0, 0], [f"{folder}{i}.png" for i in range(3)])
+        lengths.append(sum(tile.length for tile in scored(RUN, part, room=6000).tiles))
+    assert lengths[1] < lengths[0] - 2000
 
 
 def test_pictures_of_good_images_with_low_scores_go_first() -> None:

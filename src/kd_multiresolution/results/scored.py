@@ -46,7 +46,7 @@ class ScoredImages:
     """The images of a test or a prediction, in the order in which they came.
 
     Attributes:
-        room: characters of the page that are left for their pictures; 0 if there is no page.
+        room: characters of the page for all that it has of them; 0 if there is no page.
         expected: how many images there will be; ``None`` if nobody knows.
         images: what was said of them.
         tiles: what the page shows of them; empty if there is no page.
@@ -58,6 +58,7 @@ class ScoredImages:
     tiles: list[Tile] = field(default_factory=list)
     _side: float = 0.0  # of the largest pictures, in pixels
     _length: int = 0  # of all tiles
+    _words: int = 0  # characters of the page about all images, beside the tiles
 
     def __post_init__(self) -> None:
         self._side = side_for(self.expected, self.room)
@@ -103,14 +104,15 @@ class ScoredImages:
             self._take([other.tiles[number] for number in new], images)
 
     def _take(self, tiles: list[Tile], images: list[ScoredImage]) -> None:
-        self.room = max(1, self.room - sum(OTHERS + len(image.path) + len(image.name) for image in images))
+        self._words += sum(OTHERS + len(image.path) + len(image.name) for image in images)
+        room = max(0, self.room - self._words)
         self.tiles += tiles
         self._length += sum(tile.length for tile in tiles)
-        if self._length <= self.room:
+        if self._length <= room:
             return
         # Pictures of good images with low scores are missed least.
         order = sorted(range(len(self.tiles)), key=lambda i: (self.images[i].truth is not True, -self.images[i].raw))
-        fitted = fit([self.tiles[number] for number in order], self.room)
+        fitted = fit([self.tiles[number] for number in order], room)
         for number, tile in zip(order, fitted, strict=True):
             self.tiles[number] = tile
         self._side = max(math.sqrt(tile.width * tile.height) for tile in fitted)
