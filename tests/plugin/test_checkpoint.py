@@ -20,6 +20,7 @@ from torchvision.utils import save_image
 
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual, __version__
 from kd_multiresolution.plugin.checkpoint import KEY
+from kd_multiresolution.results.visualizer import FrameVisualizer
 from kd_multiresolution.source.network import Source
 
 SETTINGS: dict[str, Any] = {"source": "small_vgg", "image_size": 32, "epochs": 1, "visualizer": False}
@@ -261,6 +262,16 @@ def test_what_does_not_decide_shapes_may_differ(
     fitted, given = "score_points=['pool3', 'pool4', 'pool5'], anomaly_map='gradient'", "['pool5'], anomaly_map='disc"
     assert re.search(f"were fitted with {re.escape(fitted)}, the model has .*{re.escape(given)}", caplog.text)
     assert KdMultiresolution.load_from_checkpoint(changed(None)), "of a version that wrote no entry"
+
+
+@pytest.mark.parametrize("model_class", BOTH)
+def test_a_visualizer_that_is_given_is_used_where_the_training_went_without(
+    model_class: type[AnomalibModule], checkpoints: dict[str, Path]
+) -> None:
+    path, own = checkpoints[model_class.__name__], FrameVisualizer()
+    assert model_class.load_from_checkpoint(path).visualizer is None
+    assert model_class.load_from_checkpoint(path, visualizer=own).visualizer is own
+    assert isinstance(model_class.load_from_checkpoint(path, visualizer=True).visualizer, FrameVisualizer)
 
 
 def test_what_a_dual_training_found_stays(checkpoints: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:

@@ -264,7 +264,7 @@ class PluginModule(ExplainedExport):
         Args:
             checkpoint_path: as anomalib's.
             *args: as anomalib's.
-            **kwargs: as anomalib's.
+            **kwargs: as anomalib's; an evaluator or a visualizer is used even if the training went without.
 
         Raises:
             ValueError: if a region is given.
@@ -277,6 +277,9 @@ class PluginModule(ExplainedExport):
             raise ValueError(msg)
         with weights_follow():
             model: Any = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        for name in ("evaluator", "visualizer"):  # anomalib drops what the training went without, even if it is given
+            if (given := kwargs.get(name)) and getattr(model, name) is None:
+                setattr(model, name, getattr(model, f"configure_{name}")() if given is True else given)
         if isinstance(checkpoint_path, str | Path):  # and not an open file
             model.checkpoint_file = str(checkpoint_path)
         return model
