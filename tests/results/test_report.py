@@ -16,6 +16,7 @@ from anomalib.engine import Engine
 from anomalib.post_processing import PostProcessor
 
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
+from kd_multiresolution.line.command import parser
 from kd_multiresolution.plugin.learnt import LearntNormals
 from kd_multiresolution.results.report import _vanishes
 from tests.data.generated import write_noise_folders
@@ -179,8 +180,13 @@ def test_a_page_names_the_file_of_the_weights_that_were_tested(tmp_path: Path, n
 
     assert str(first) in lines(model)
     loaded = KdMultiresolution.load_from_checkpoint(kept)
-    assert f"--checkpoint '{kept}' --output new.ckpt --threshold {{threshold}}" in lines(loaded), "and not the last fit"
+    assert f"--checkpoint '{kept}' --output new.ckpt --threshold={{threshold}}" in lines(loaded), "and not the last fit"
     assert "--checkpoint model.ckpt" in lines(small())
+
+
+def test_the_line_takes_a_negative_threshold() -> None:
+    given = ["--checkpoint", "model.ckpt", "--output", "new.ckpt", "--threshold=-1.5e-05"]
+    assert parser().parse_args(given).threshold == -1.5e-05
 
 
 def test_post_processors_of_anomalibs_have_a_line_that_sets_the_threshold_and_no_other(

@@ -16,6 +16,7 @@ from anomalib.data import ImageBatch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from kd_multiresolution.plugin.module import PluginModule
 from kd_multiresolution.results.decision import Decision
 from kd_multiresolution.results.judged import JudgedRun
 from kd_multiresolution.results.page import ROOM, Heading, Setting, render_page
@@ -168,12 +169,13 @@ def _heading(
 
 
 def _settings(pl_module: LightningModule, checkpoint: str, decision: Decision, *, has_good: bool) -> list[Setting]:
-    """Return lines that set a threshold; there are none where none can decide."""
+    """Return lines that set a threshold; there are none where none can decide, or of another model."""
     model = cast("Any", pl_module)
-    if not getattr(model.post_processor, "enable_thresholding", False):
+    if not isinstance(pl_module, PluginModule) or not getattr(model.post_processor, "enable_thresholding", False):
         return []
     program = f"kd-multiresolution-threshold --checkpoint {shlex.quote(checkpoint)} --output new.ckpt"
-    settings = [Setting("A new checkpoint", f"{program} --threshold {{threshold}}")]
+    # With "=", for a raw score can be negative.
+    settings = [Setting("A new checkpoint", f"{program} --threshold={{threshold}}")]
     if has_good:
         settings.append(Setting("From fresh good images", f"{program} --good FOLDER --false_alarms {{false_alarms}}"))
     if decision.threshold is not None and decision.span > 0:
