@@ -86,9 +86,10 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         cache: ``float32`` or ``float16``: in training read each image once and compute the source's features of it
             once, kept in that precision; null: in every epoch. Images that augmentation changes are never kept, nor is
             any where the trainer limits the batches of an epoch.
-        cache_memory: GiB of memory for images, which may take half of it, and features; features that exceed it go
-            into a file that vanishes with the training. The features of up to 64 held-out images, and of as many out of
-            focus and with painted defects, are held besides: a third of a GiB for ResNet-18 at 256 pixels.
+        cache_memory: GiB of the training device's memory, a GPU's on a GPU, for images, which may take half of it, and
+            features; features that exceed it go into a file that vanishes with the training. The features of up to 64
+            held-out images, and of as many out of focus and with painted defects, are held besides: a third of a GiB
+            for ResNet-18 at 256 pixels.
         cache_folder: folder of that file. Default: the system's folder for temporary files.
         seed: seed of the cloners' initial weights, of a random source, of the choice of held-out images, and, unless
             Lightning's ``seed_everything`` was called, of the order of the training images, which follows from seed and

@@ -97,8 +97,9 @@ class KdMultiresolution(PluginModule, AnomalibModule):
         cache: ``float32`` or ``float16``: in training read each image once and compute the source's features of it
             once, kept in that precision; null: in every epoch. Images that augmentation changes are never kept, nor is
             any where the trainer limits the batches of an epoch.
-        cache_memory: GiB of memory for images, which may take half of it, and features; features that exceed it go
-            into a file that vanishes with the training, those of validation images into a second one.
+        cache_memory: GiB of the training device's memory, a GPU's on a GPU, for images, which may take half of it, and
+            features; features that exceed it go into a file that vanishes with the training, those of validation images
+            into a second one.
         cache_folder: folder of these files. Default: the system's folder for temporary files.
         seed: seed of the cloner's initial weights, of a random source, and, unless Lightning's ``seed_everything`` was
             called, of the order of the training images, which follows from seed and epoch.

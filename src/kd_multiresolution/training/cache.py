@@ -31,8 +31,9 @@ class TrainingCache(Callback):
 
     Args:
         dtype: ``float32`` or ``float16``, precision of the kept features; ``None``: keep nothing.
-        memory: GiB for images, which may take half of it, and features. Features that exceed it go into a file, those
-            of validation images, which get what training images have left, into another one.
+        memory: GiB, on the device that trains, for images, which may take half of it, and features. Features that
+            exceed it go into a file, those of validation images, which get what training images have left, into
+            another one.
         folder: folder of these files; ``None``: the system's folder for temporary files.
 
     Raises:
@@ -89,7 +90,8 @@ class TrainingCache(Callback):
                 continue
             if name == "train_dataloader" and is_limited(trainer, loader):
                 continue
-            remembering = remembering_loader(loader, memory=free, progress=progress)
+            device = trainer.strategy.root_device
+            remembering = remembering_loader(loader, device=device, memory=free, progress=progress)
             free -= _gib_of_images(remembering.dataset)
             self._replaced.append((datamodule, name, vars(datamodule).get(name)))
             setattr(datamodule, name, partial(_loader, remembering))

@@ -62,7 +62,7 @@ class MemoryStore:
 
     def read(self, rows: Sequence[int]) -> list[Tensor]:
         """Return the features of some images."""
-        index = torch.tensor(rows, device=self._levels[0].device)
+        index = torch.tensor(rows).to(self._levels[0].device, non_blocking=True)  # or else a step waits for a GPU
         return [level.index_select(0, index) for level in self._levels]
 
 

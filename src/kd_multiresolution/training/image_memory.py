@@ -1,4 +1,4 @@
-"""Training images decoded and resized once, and kept in memory if they fit."""
+"""Training images decoded and resized once, and kept in the memory of the device that trains, if they fit."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any, cast
 
+import torch
 from anomalib.data import AnomalibDataset, ImageItem
 from rich.progress import track
 from torch import Tensor
@@ -43,12 +44,15 @@ class RememberedImages(Dataset[ImageItem]):
         return copy.copy(self.items[index])
 
 
-def remembering_loader(loader: DataLoader[ImageItem], *, memory: float, progress: bool) -> DataLoader[ImageItem]:
+def remembering_loader(
+    loader: DataLoader[ImageItem], *, device: torch.device, memory: float, progress: bool
+) -> DataLoader[ImageItem]:
     """Return a loader of the same batches in the same order, that reads all images now and never again.
 
     Args:
         loader: a loader of a data set whose items do not change.
-        memory: budget in GiB.
+        device: where images are kept, and batches made.
+        memory: budget in GiB, on that device.
         progress: show a progress bar.
 
     Returns:
@@ -64,16 +68,23 @@ def remembering_loader(loader: DataLoader[ImageItem], *, memory: float, progress
     items: Iterator[ImageItem] = iter(reading)
     if progress:
         items = iter(track(items, description="Reading images", total=len(dataset)))
-    # Copies: what loader processes send lives in shared memory, one open file per tensor.
-    remembered = RememberedImages([copy.deepcopy(item) for item in items])
+    remembered = RememberedImages([_copy_on(device, item) for item in items])
     return DataLoader(
         remembered,
         batch_size=loader.batch_size,
         shuffle=shuffled,
         drop_last=loader.drop_last,
         collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
+        pin_memory=loader.pin_memory and device.type == "cpu",
     )
+
+
+def _copy_on(device: torch.device, item: ImageItem) -> ImageItem:
+    # A copy on the host, too: what loader processes send lives in shared memory, one open file per tensor.
+    kept = copy.copy(item)
+    for name, field in vars(item).items():
+        setattr(kept, name, field.to(device, copy=True) if isinstance(field, Tensor) else copy.copy(field))
+    return kept
 
 
 def _size(item: ImageItem) -> int:
