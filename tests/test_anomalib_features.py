@@ -22,6 +22,8 @@ from PIL import Image
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
 from kd_multiresolution.results.visualizer import FrameVisualizer
 
+pytestmark = pytest.mark.slow
+
 SIZE = (32, 64)  # neither the models' default nor square
 FILE = (40, 96)
 COUNT = 6

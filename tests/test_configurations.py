@@ -37,6 +37,7 @@ def test_every_config_makes_a_model_and_a_data_module(path: Path) -> None:
         assert cli.datamodule.train_batch_size == 64
 
 
+@pytest.mark.slow
 def test_the_benchmark_makes_every_model(monkeypatch: pytest.MonkeyPatch) -> None:
     create_model = timm.create_model
     monkeypatch.setattr(

@@ -51,7 +51,10 @@ torch.save(result, f"{output}/{engine.trainer.global_rank}.pt")
 """
 
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo"),
+]
 Result = dict[str, Any]
 
 

@@ -88,6 +88,7 @@ def test_programs_accept(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         runpy.run_path(str(PROJECT / script), run_name="__main__")
 
 
+@pytest.mark.slow
 def test_own_data_from_training_to_new_images(tmp_path: Path) -> None:
     write_noise_folders(tmp_path / "parts", 8, (80, 80))
     (tmp_path / "parts" / "bad").rename(tmp_path / "parts" / "defect")

@@ -61,6 +61,7 @@ def own_arguments(command: Namespace, group: str) -> Namespace:
     return getattr(configured, "init_args", configured) if isinstance(configured, Namespace) else Namespace()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "group", "name"), options("data", "model", "trainer"))
 def test_there_is_such_an_option(page: Path, group: str, name: str, parser: ArgumentParser) -> None:
     everywhere = [command for other in PAGES for command in parsed(parser, other)]
@@ -85,6 +86,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "group", "name"), options("data"))
 def test_an_option_of_data_changes_something(
     page: Path, group: str, name: str, parser: ArgumentParser, pictures: Path, monkeypatch: pytest.MonkeyPatch

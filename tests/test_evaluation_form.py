@@ -210,6 +210,7 @@ def test_files_and_states_are_as_large_as_before(name: str, images: Tensor) -> N
     assert sizes[1] < sizes[0] + 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*MAPS, "dual"])
 def test_every_map_is_compiled_as_one_graph(name: str, images: Tensor) -> None:
     network = make(name)

@@ -25,6 +25,8 @@ from kd_multiresolution import KdMultiresolution
 from kd_multiresolution.plugin.export_check import FLOAT32, open_vino, open_vino_core
 from tests.data.generated import write_noise_folders
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[[npt.NDArray[np.float32]], dict[str, npt.NDArray[np.float32]]]
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "run_exported.py"

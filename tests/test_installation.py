@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[1]
 START_UP = {"_kd_multiresolution_startup.py", "kd_multiresolution.pth", "kd_multiresolution.start"}
 FINDERS = "[type(finder).__name__ for finder in sys.meta_path]"

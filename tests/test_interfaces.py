@@ -160,6 +160,7 @@ def test_train_writes_checkpoint_metrics_and_heat_maps(training: Training) -> No
     assert_readable_heat_maps(folder, count=6)
 
 
+@pytest.mark.slow
 def test_train_takes_the_dual_model_by_its_name(
     pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -250,6 +251,7 @@ def test_inferencer_on_the_export_equals_engine(
         assert predicted.pred_label.item() == item.pred_label.item()
 
 
+@pytest.mark.slow
 def test_command_line_exports_the_gradient_map_to_onnx(training: Training, pictures: Path, tmp_path: Path) -> None:
     arguments = ["--ckpt_path", str(training.checkpoint), "--export_type=onnx", "--export_root", str(tmp_path)]
     AnomalibCLI(args=["export", *model_arguments(), *trainer_arguments(tmp_path), *arguments])
@@ -275,6 +277,7 @@ def test_every_verb_takes_every_name(verb: str, name: str, pictures: Path) -> No
     assert cli.model.model.source.name == "efficientnet_lite0"
 
 
+@pytest.mark.slow
 def test_benchmark_gives_both_names_of_a_model_the_same_result(pictures: Path, tmp_path: Path) -> None:
     names = [name for name in NAMES if name.startswith("kd_multiresolution")]
     assert len(names) == 4

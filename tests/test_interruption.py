@@ -19,9 +19,11 @@ from kd_multiresolution import KdMultiresolution
 from kd_multiresolution.data.texture_defects import ensure_written
 from tests import faults
 
+pytestmark = pytest.mark.slow
+
 KILLED = -signal.SIGKILL
-FAST = ["paper-caching", "paper-training", "paper-checkpoint", "paper-disk", "dual-training", "textures-writing"]
-SLOW = ["dual-caching", "dual-checkpoint", "dual-disk", "reproduce-training", "reproduce-result"]
+TRAININGS = [f"{model}-{moment}" for model in faults.MODELS for moment in ("caching", "training", "checkpoint", "disk")]
+OTHERS = ["textures-writing", "reproduce-training", "reproduce-result"]
 
 
 @pytest.fixture(scope="module")
@@ -34,23 +36,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def ends(root: Path, points: list[str]) -> dict[str, int]:
-    command = [sys.executable, faults.__file__, str(root), *points]
+@pytest.fixture(scope="module")
+def ends(root: Path) -> dict[str, int]:
+    """How the process of each point ended."""
+    command = [sys.executable, faults.__file__, str(root), *TRAININGS, *OTHERS]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-@pytest.fixture(scope="module")
-def fast(root: Path) -> dict[str, int]:
-    return ends(root, FAST)
-
-
-@pytest.fixture(scope="module")
-def slow(root: Path) -> dict[str, int]:
-    return ends(root, SLOW)
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +63,13 @@ def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
             assert value == theirs[name]
 
 
-def check(point: str, found: int, root: Path, whole: dict[str, dict[str, Any]]) -> None:
+@pytest.mark.parametrize("point", TRAININGS)
+def test_training_goes_on_as_if_nothing_had_been(
+    point: str, ends: dict[str, int], root: Path, whole: dict[str, dict[str, Any]]
+) -> None:
     model, _, moment = point.partition("-")
     log = (root / f"{point}.log").read_text()
-    assert found == (1 if moment == "disk" else KILLED), log
+    assert ends[point] == (1 if moment == "disk" else KILLED), log
     assert ("File too large" in log) == (moment == "disk"), log
     assert list((root / point / "cache").iterdir()) == [], "the file of features has no name"
     checkpoints = list((root / point).rglob("*.ckpt"))
@@ -86,21 +83,8 @@ def check(point: str, found: int, root: Path, whole: dict[str, dict[str, Any]]) 
     assert_same(resumed.state_dict(), whole[model])
 
 
-@pytest.mark.parametrize("point", [point for point in FAST if not point.startswith("textures")])
-def test_training_goes_on_as_if_nothing_had_been(
-    point: str, fast: dict[str, int], root: Path, whole: dict[str, dict[str, Any]]
-) -> None:
-    check(point, fast[point], root, whole)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("point", [point for point in SLOW if point.startswith("dual")])
-def test_so_does_the_dual_model(point: str, slow: dict[str, int], root: Path, whole: dict[str, dict[str, Any]]) -> None:
-    check(point, slow[point], root, whole)
-
-
-def test_half_written_textures_are_written_again(fast: dict[str, int], root: Path, tmp_path: Path) -> None:
-    assert fast["textures-writing"] == KILLED
+def test_half_written_textures_are_written_again(ends: dict[str, int], root: Path, tmp_path: Path) -> None:
+    assert ends["textures-writing"] == KILLED
     (half,) = (root / "textures-writing").iterdir()
     assert len([*half.rglob("*.png")]) < 30
     again, untouched = (ensure_written(folder, "brick", 0) for folder in (root / "textures-writing", tmp_path))
@@ -109,10 +93,9 @@ def test_half_written_textures_are_written_again(fast: dict[str, int], root: Pat
     assert files == {path.relative_to(untouched): path.read_bytes() for path in untouched.rglob("*.png")}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("point", "half"), [("reproduce-training", 0), ("reproduce-result", 1)])
-def test_a_table_is_finished_by_a_second_call(point: str, half: int, slow: dict[str, int], root: Path) -> None:
-    assert slow[point] == KILLED, (root / f"{point}.log").read_text()
+def test_a_table_is_finished_by_a_second_call(point: str, half: int, ends: dict[str, int], root: Path) -> None:
+    assert ends[point] == KILLED, (root / f"{point}.log").read_text()
     trainings = root / point / "trainings"
     written = {path: path.stat().st_mtime_ns for path in trainings.glob("*.json")}
     assert len(written) == 1

@@ -16,6 +16,8 @@ from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
 from kd_multiresolution.data.texture_defects import TextureDefects, ensure_written
 from kd_multiresolution.plugin.export_check import in_torch
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("moved", "equal"), [(0.9e-3, True), (1.1e-3, False)])
 def test_a_pixel_is_equal_within_a_thousandth_of_its_maps_range(moved: float, equal: bool) -> None:

@@ -25,6 +25,8 @@ from comparison.trial import Trial
 from kd_multiresolution.data.texture_defects import ensure_written
 from runtimes import inference_table
 
+pytestmark = pytest.mark.slow
+
 LAYERS = ("layer1", "layer2", "layer3")
 TRIAL = Trial(
     model="padim", category="bottle", seed=0, image_size=64, train_limit=8, epochs=1, batch_size=4, backbone="resnet18",

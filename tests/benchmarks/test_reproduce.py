@@ -132,6 +132,7 @@ def test_a_failed_training_is_named_and_the_others_go_on(medical: Path, tmp_path
     assert reproduce_table(6, medical, tmp_path) == 0, "what failed is tried again"
 
 
+@pytest.mark.slow
 def test_attributions_are_read_from_one_training(mvtec: Path, tmp_path: Path) -> None:
     short = ["--classes", "bottle", "--limit", "6"]
     assert reproduce_table(11, mvtec, tmp_path, *short) == 0

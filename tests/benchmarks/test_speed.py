@@ -10,6 +10,8 @@ import pytest
 
 import speed
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--source", "small_vgg", "--critical_points", "pool2", "pool3", "--size", "32", "--threads", "1"]
 
 

@@ -46,6 +46,7 @@ def test_the_command_line_takes_a_class_by_number_or_name(given: str, number: in
     assert parser.instantiate_classes(config).data.normal_class == number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["kd_multiresolution.data", "anomalib.visualization"])
 def test_every_order_of_import_works(first: str) -> None:
     code = (

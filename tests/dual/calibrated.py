@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kd_multiresolution.dual.calibration import ImageScore, calibrate
+from kd_multiresolution.dual.calibration import Calibration, ImageScore, calibrate
 from kd_multiresolution.dual.painted_defects import out_of_focus, painted
 from kd_multiresolution.dual.standardization import ChannelMoments
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
@@ -21,18 +21,24 @@ def alone(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def calibrated(
+def calibration(
     model: KdMultiresolutionDualModel, images: torch.Tensor, image_score: ImageScore = "auto"
-) -> KdMultiresolutionDualModel:
+) -> Calibration:
     features = model.source(model.checked_images(images))
     moments = ChannelMoments()
     moments.add(features)
     moments.standardize(model.levels_units, alone)
     defective = model.source(painted(model.checked_images(images), torch.Generator().manual_seed(0)))
     blurred = model.source(out_of_focus(model.checked_images(images)))
-    calibrate(
+    return calibrate(
         model, features, blurred=blurred, defective=defective, image_size=SIZE, image_score=image_score, reduce=alone
     )
+
+
+def calibrated(
+    model: KdMultiresolutionDualModel, images: torch.Tensor, image_score: ImageScore = "auto"
+) -> KdMultiresolutionDualModel:
+    calibration(model, images, image_score)
     return model.eval()
 
 

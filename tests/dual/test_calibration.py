@@ -20,7 +20,7 @@ from kd_multiresolution.dual.maps import top_mean
 from kd_multiresolution.dual.painted_defects import out_of_focus, painted
 from kd_multiresolution.dual.standardization import SMALLEST_DEVIATION
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
-from tests.dual.calibrated import SIZE, alone, calibrated, pictures
+from tests.dual.calibrated import SIZE, alone, calibrated, calibration, pictures
 
 
 def disc() -> torch.Tensor:
@@ -55,17 +55,19 @@ def test_the_image_score_can_be_chosen_whatever_the_images_say(count: int, seed:
     torch.testing.assert_close(model(images).pred_score, expected)
 
 
-def test_the_log_says_how_images_are_judged_and_why(caplog: pytest.LogCaptureFixture) -> None:
+def test_it_says_how_images_are_judged_and_why() -> None:
     noise = pictures(FEWEST_TO_JUDGE_BY, seed=3)
-    with caplog.at_level("INFO"):
-        for images in (noise, disc() + 0.02 * noise, noise[1:]):
-            calibrated(KdMultiresolutionDualModel("efficientnet_lite0"), images)
-    whole, defects, few = caplog.messages[-3:]
+    whole, defects, few = (
+        calibration(KdMultiresolutionDualModel("efficientnet_lite0"), images).judgement
+        for images in (noise, disc() + 0.02 * noise, noise[1:])
+    )
     number = r"-?\d\.\d\d"
     raises = rf"a painted defect raises .* disagreement by {number} deviations .*, the mean of a map by {number} .*"
     assert re.fullmatch(f"Images are judged as a whole: {raises}", whole)
     assert re.fullmatch(f"Images are judged by their defects: {raises}", defects)
     assert few == "Images are judged by their defects: 7 held-out images are too few to tell."
+    chosen = calibration(KdMultiresolutionDualModel("small_vgg"), noise, "whole").judgement
+    assert chosen == "Images are judged as a whole: image_score='whole'."
 
 
 def test_maps_count_by_the_cube_of_what_a_defect_raises_them() -> None:
@@ -120,8 +122,8 @@ def test_gains_are_those_of_all_processes_and_no_defect_counts_more_than_five_de
     ("of_disagreement", "of_means", "as_whole"), [(0.8, 0.9, True), (0.9, -1, False), (-1, 1.1, False)]
 )
 def test_one_gain_is_enough_to_judge_by_defects(of_disagreement: float, of_means: float, as_whole: bool) -> None:
-    assert _differ_as_a_whole(of_disagreement, of_means, FEWEST_TO_JUDGE_BY) == as_whole
-    assert not _differ_as_a_whole(of_disagreement, of_means, FEWEST_TO_JUDGE_BY - 1), "too few to tell"
+    assert _differ_as_a_whole(of_disagreement, of_means, FEWEST_TO_JUDGE_BY)[0] == as_whole
+    assert not _differ_as_a_whole(of_disagreement, of_means, FEWEST_TO_JUDGE_BY - 1)[0], "too few to tell"
 
 
 def test_maps_are_weighed_by_their_blurred_tops(model: KdMultiresolutionDualModel) -> None:
@@ -135,25 +137,24 @@ def test_maps_are_weighed_by_their_blurred_tops(model: KdMultiresolutionDualMode
     torch.testing.assert_close(model.family_weight.double(), expected, rtol=1e-3, atol=1e-5)
 
 
-def test_images_are_judged_by_the_gains_of_disagreement_and_of_means(caplog: pytest.LogCaptureFixture) -> None:
+def test_images_are_judged_by_the_gains_of_disagreement_and_of_means() -> None:
     images = pictures(FEWEST_TO_JUDGE_BY, seed=3)
     model = KdMultiresolutionDualModel("small_vgg")
-    with caplog.at_level("INFO"):
-        calibrated(model, images)
+    judgement = calibration(model, images).judgement
     kinds = [images, out_of_focus(images), painted(images, torch.Generator().manual_seed(0))]
     families = [model.families(features, *model.predictions(features)) for features in map(model.source, kinds)]
     normal, blurred, defective = (top_mean(model.blurred(maps)) for maps in families)
     gain, _ = gains(normal, defective, torch.cat([normal, blurred]), alone)
     highest = float(gain[[name == "disagreement" for name in model.maps]].max())
-    assert f"disagreement by {highest:.2f} deviations" in caplog.messages[-1]
+    assert f"disagreement by {highest:.2f} deviations" in judgement
     normal, _, defective = (maps[:, :5].double().mean((2, 3)) for maps in families)
-    assert f"mean of a map by {float(gains(normal, defective, normal, alone)[0].max()):.2f} " in caplog.messages[-1]
+    assert f"mean of a map by {float(gains(normal, defective, normal, alone)[0].max()):.2f} " in judgement
 
 
 def test_a_process_without_held_out_images_takes_the_others_statistics() -> None:
     model = KdMultiresolutionDualModel("small_vgg")
     nothing = model.source(model.checked_images(pictures(0)))
-    scores, peaks = calibrate(
+    scores, peaks, _ = calibrate(
         model, nothing, blurred=nothing, defective=nothing, image_size=SIZE, image_score="auto",
         reduce=lambda tensor: tensor + 2,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from kd_multiresolution.dual.calibration import calibrate
@@ -19,6 +20,25 @@ def test_held_out_images() -> None:
     assert chosen != held_out_images(paths, seed=1)
     assert [len(held_out_images(paths[:count], seed=0)) for count in (4, 8, 32, 40)] == [2, 4, 4, 5]
     assert len(held_out_images([str(i) for i in range(5000)], seed=0)) == 64
+
+
+def test_a_training_says_once_how_images_are_judged(caplog: pytest.LogCaptureFixture) -> None:
+    model, images = KdMultiresolutionDualModel("small_vgg"), pictures(8)
+    training = HeldOutImages(model, seed=0)
+    training.start(
+        [f"{i}.png" for i in range(8)],
+        [([f"{i}.png" for i in range(8)], images, model.source(images))],
+        alone,
+        resumed=False,
+    )
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            torch.nn.init.normal_(next(model.local_cloner.parameters()))
+            assert training.calibrate(alone) is not None
+        assert caplog.messages == []
+        training.end()
+        training.end()
+    assert caplog.messages == ["Images are judged by their defects: 4 held-out images are too few to tell."]
 
 
 def test_training_looks_at_its_held_out_images_out_of_focus_and_with_defects() -> None:
@@ -51,5 +71,6 @@ def test_training_looks_at_its_held_out_images_out_of_focus_and_with_defects() -
     rest = [i for i in range(len(paths)) if i not in held_out]
     batch = ([paths[i] for i in rest], images[rest], [level[rest] for level in features])
     training.start(paths, [batch], alone, resumed=False)
-    scores, _ = training.calibrate(lambda tensor: tensor + 2)
-    assert scores.count == 2
+    calibration = training.calibrate(lambda tensor: tensor + 2)
+    assert calibration is not None
+    assert calibration.scores.count == 2

@@ -115,6 +115,7 @@ def test_same_seed_same_figures(pictures: Path, tmp_path: Path) -> None:
     assert all(torch.equal(states[0][name], states[1][name]) for name in tensors)
 
 
+@pytest.mark.slow
 def test_resumed_training_equals_uninterrupted_training(pictures: Path, tmp_path: Path) -> None:
     whole = model()
     checkpoints = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, every_n_epochs=1, save_on_train_epoch_end=True)
@@ -212,6 +213,7 @@ def test_anomalibs_own_post_processor_works_on_top(pictures: Path, tmp_path: Pat
     assert runner.test(network, datamodule=data(pictures))[0]["image_AUROC"] >= 0
 
 
+@pytest.mark.slow
 def test_number_of_epochs_follows_from_the_steps(pictures: Path, tmp_path: Path, monkeypatch: Any) -> None:
     assert STEPS == 1400, "as documented"
     monkeypatch.setattr("kd_multiresolution.dual.cycle.STEPS", 7)
@@ -275,6 +277,7 @@ def test_a_training_that_fails_leaves_a_model_that_is_free(pictures: Path, tmp_p
     assert torch.equal(loaded.eval()(images).pred_score, network.eval()(images).pred_score)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("export_type", ["onnx", "openvino"])
 def test_exports_by_the_ordinary_route(
     trained: tuple[KdMultiresolutionDual, Engine], tmp_path: Path, export_type: str

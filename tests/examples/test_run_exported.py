@@ -21,6 +21,8 @@ from kd_multiresolution.plugin.post_processor import NormalScores, UnclampedPost
 from run_exported import Exported, boxes, check_pictures
 from tests.plugin.pictures import DEEP, READ, SEVERAL
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = Path(run_exported.__file__)
 SIZE = (32, 48)  # of the model
 PICTURE = (40, 100)  # of the files

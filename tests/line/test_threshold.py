@@ -22,6 +22,8 @@ from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual, set_thr
 from kd_multiresolution.line.command import main
 from kd_multiresolution.plugin.post_processor import FalseAlarmPostProcessor, UnclampedPostProcessor
 
+pytestmark = pytest.mark.slow
+
 SIZE = 64
 COUNTS = {"train": 16, "good": 20, "defect": 6}
 MODELS = {"paper": KdMultiresolution, "dual": KdMultiresolutionDual}

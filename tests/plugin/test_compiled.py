@@ -15,6 +15,7 @@ from kd_multiresolution.plugin.finite import NonFiniteError
 from tests.data.generated import write_noise_folders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [KdMultiresolution, KdMultiresolutionDual])
 def test_a_compiled_model_is_tested_alike(kind: type[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_noise_folders(tmp_path, 6)

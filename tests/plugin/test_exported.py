@@ -32,6 +32,8 @@ from kd_multiresolution.plugin.export_note import digest, write_note
 from kd_multiresolution.plugin.exported import explained
 from kd_multiresolution.plugin.post_processor import FalseAlarmPostProcessor, NormalScores, UnclampedPostProcessor
 
+pytestmark = pytest.mark.slow
+
 SIZE = 32
 
 

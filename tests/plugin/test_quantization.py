@@ -14,6 +14,8 @@ from kd_multiresolution.plugin.quantization import quantize_source
 from tests.data.generated import write_noise_folders
 from tests.plugin.pictures import DEEP
 
+pytestmark = pytest.mark.slow
+
 
 def test_without_data_it_says_what_anomalib_says() -> None:
     with pytest.raises(ValueError, match="Datamodule must be provided") as theirs:

@@ -124,6 +124,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if "no longer" in record.getMessage()]
 
 
+@pytest.mark.slow
 def test_dark_images_are_warned_of_once_and_good_ones_are_not(
     checkpoint: Path, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

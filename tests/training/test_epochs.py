@@ -42,6 +42,7 @@ def engine(folder: Path, *callbacks: Callback, **arguments: Any) -> Engine:
     return Engine(default_root_dir=folder, callbacks=[*callbacks], **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BOTH)
 def test_after_a_resumed_training_that_failed_one_begins_anew(kind: type[Model], data: Folder, tmp_path: Path) -> None:
     class Save(Callback):

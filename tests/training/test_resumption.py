@@ -22,6 +22,8 @@ from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from kd_multiresolution.source.network import Source
 from kd_multiresolution.training.feature_cache import FeatureCache
 
+pytestmark = pytest.mark.slow
+
 SIZE = 32
 NUM_IMAGES = 11
 BATCH = 5  # the last one of an epoch is a single image, which convolutions may compute otherwise

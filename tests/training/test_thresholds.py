@@ -23,6 +23,8 @@ from torchvision.utils import save_image
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
 from kd_multiresolution.training.thresholds import Thresholds
 
+pytestmark = pytest.mark.slow
+
 Model = KdMultiresolution | KdMultiresolutionDual
 MODELS = [KdMultiresolution, KdMultiresolutionDual]
 EPOCHS = 3

@@ -5,14 +5,12 @@ The images are read as they are, out of focus, and with painted defects (see ``d
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import zip_longest
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from kd_multiresolution.dual.maps import ChannelError, top_mean
@@ -27,8 +25,6 @@ NOTICEABLE_GAIN, NOTICEABLE_IN_MEAN = 0.85, 1.0
 FEWEST_TO_JUDGE_BY = 8  # held-out images; the deviation of fewer says too little, and they are judged by their defects
 CHUNK = 16  # held-out images at a time
 
-logger = logging.getLogger(__name__)
-
 ImageScore = Literal["auto", "defects", "whole"]
 
 Precision = Callable[[], AbstractContextManager[None]]
@@ -36,6 +32,20 @@ Precision = Callable[[], AbstractContextManager[None]]
 
 Predicted = tuple[Sequence[Tensor], list[Tensor], list[Tensor]]
 """The source's features of some images, the local cloner's and the global cloner's prediction of all but the first."""
+
+
+class Calibration(NamedTuple):
+    """What held-out normal images say.
+
+    Attributes:
+        scores: how their scores are distributed.
+        peaks: how the largest values of their maps are.
+        judgement: how images are judged, and why, in words.
+    """
+
+    scores: NormalScores
+    peaks: NormalScores
+    judgement: str
 
 
 @torch.no_grad()
@@ -49,7 +59,7 @@ def calibrate(
     image_score: ImageScore,
     reduce: Reduce,
     precision: Precision = nullcontext,
-) -> tuple[NormalScores, NormalScores]:
+) -> Calibration:
     """Set from held-out normal images what the model compares with, and how it judges.
 
     That is the error per channel, the weight of each map, and whether images are judged as a whole; if ``image_score``
@@ -65,9 +75,6 @@ def calibrate(
         image_score: ``auto``, ``defects`` or ``whole``.
         reduce: sums over all processes.
         precision: in which the cloners predict.
-
-    Returns:
-        How the scores of normal images, and the largest values of their maps, are distributed.
     """
     predicted = _predicted(model, normal, precision)
     _weigh_channels(model, predicted, reduce)
@@ -79,7 +86,7 @@ def calibrate(
         top_mean(model.blurred(maps)) for maps in (normal_maps, blurred_maps, defective_maps)
     )
     gain = _weigh_families(model, normal_tops, blurred_tops, defective_tops, reduce)
-    model.judged_as_whole.fill_(image_score == "whole")
+    whole, why = image_score == "whole", f"{image_score=}"
     if image_score == "auto":
         of_disagreement = gain[[name == "disagreement" for name in model.maps]].max()
         normal_means, defective_means = (
@@ -87,11 +94,13 @@ def calibrate(
         )
         of_means = gains(normal_means, defective_means, normal_means, reduce)[0].max()
         count = int(reduce(gain.new_tensor(float(len(normal_maps)))))
-        model.judged_as_whole.fill_(_differ_as_a_whole(float(of_disagreement), float(of_means), count))
-    whole = torch.cat([model.as_a_whole(features, local) for features, local, _ in predicted])
-    read = model.read(normal_maps, whole, image_size)
+        whole, why = _differ_as_a_whole(float(of_disagreement), float(of_means), count)
+    model.judged_as_whole.fill_(whole)
+    of_images = torch.cat([model.as_a_whole(features, local) for features, local, _ in predicted])
+    read = model.read(normal_maps, of_images, image_size)
     peaks = cast("Tensor", read.anomaly_map).flatten(1).amax(1)
-    return _distribution(cast("Tensor", read.pred_score), reduce), _distribution(peaks, reduce)
+    judgement = f"Images are judged {'as a whole' if whole else 'by their defects'}: {why}."
+    return Calibration(_distribution(cast("Tensor", read.pred_score), reduce), _distribution(peaks, reduce), judgement)
 
 
 def _predicted(model: KdMultiresolutionDualModel, features: Sequence[Tensor], precision: Precision) -> list[Predicted]:
@@ -155,8 +164,8 @@ def _weigh_families(
     return gain
 
 
-def _differ_as_a_whole(of_disagreement: float, of_means: float, count: int) -> bool:
-    """Return whether painted defects are lost in what normal images differ by, and say so in the log.
+def _differ_as_a_whole(of_disagreement: float, of_means: float, count: int) -> tuple[bool, str]:
+    """Return whether painted defects are lost in what normal images differ by, and why.
 
     Args:
         of_disagreement: highest gain of the cloners' disagreement.
@@ -164,17 +173,11 @@ def _differ_as_a_whole(of_disagreement: float, of_means: float, count: int) -> b
         count: how many held-out images there are.
     """
     if count < FEWEST_TO_JUDGE_BY:
-        found, why = False, f"{count} held-out images are too few to tell"
-    else:
-        found = of_disagreement < NOTICEABLE_GAIN and of_means < NOTICEABLE_IN_MEAN
-        why = (
-            f"a painted defect raises the cloners' disagreement by {of_disagreement:.2f} deviations (less than "
-            f"{NOTICEABLE_GAIN} is little), the mean of a map by {of_means:.2f} (less than {NOTICEABLE_IN_MEAN})"
-        )
-    rank_zero_only(logger.info)(
-        "Images are judged %s: %s.", "as a whole" if found else "by their defects", why, stacklevel=2
+        return False, f"{count} held-out images are too few to tell"
+    return of_disagreement < NOTICEABLE_GAIN and of_means < NOTICEABLE_IN_MEAN, (
+        f"a painted defect raises the cloners' disagreement by {of_disagreement:.2f} deviations (less than "
+        f"{NOTICEABLE_GAIN} is little), the mean of a map by {of_means:.2f} (less than {NOTICEABLE_IN_MEAN})"
     )
-    return found
 
 
 def _weigh_channels(model: KdMultiresolutionDualModel, predicted: Sequence[Predicted], reduce: Reduce) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -9,17 +10,19 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kd_multiresolution.dual.calibration import CHUNK, ImageScore, Precision, calibrate
+from kd_multiresolution.dual.calibration import CHUNK, Calibration, ImageScore, Precision, calibrate
 from kd_multiresolution.dual.painted_defects import out_of_focus, painted
 from kd_multiresolution.dual.standardization import ChannelMoments, Reduce
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from kd_multiresolution.plugin.finite import check_finite
-from kd_multiresolution.plugin.post_processor import NormalScores
 from kd_multiresolution.source.region import within
 from kd_multiresolution.training.evaluation_mode import mark_of
+
+logger = logging.getLogger(__name__)
 
 HELD_OUT_FRACTION = 8  # one of so many normal images
 MOST_HELD_OUT = 64
@@ -69,6 +72,7 @@ class HeldOutImages:
         self.names_before: list[str] | None = None
         self.random_state: Tensor | None = None  # with which the training images were looked at
         self._calibrated: bytes | None = None  # the mark of the weights
+        self._judgement = ""  # how images are judged by these weights, in words
         self._precision: Precision = nullcontext
         self.image_size = (0, 0)  # known with the first images
         self._normal: list[Tensor] = []
@@ -163,7 +167,7 @@ class HeldOutImages:
         """Names of the held-out images' files, which a checkpoint keeps: their folder may be moved."""
         return sorted(Path(path).name for path in self.held_out)
 
-    def calibrate(self, reduce: Reduce) -> tuple[NormalScores, NormalScores] | None:
+    def calibrate(self, reduce: Reduce) -> Calibration | None:
         """Do as :func:`calibrate` with the held-out images, but where that was done with the same weights.
 
         Args:
@@ -178,14 +182,18 @@ class HeldOutImages:
         if mark == self._calibrated:
             return None
         self._calibrated = mark
-        return calibrate(
+        calibration = calibrate(
             self.model, self._normal, blurred=self._blurred, defective=self._defective, image_size=self.image_size,
             image_score=self.image_score, reduce=reduce, precision=self._precision,
         )  # fmt: skip
+        self._judgement = calibration.judgement
+        return calibration
 
     def end(self) -> None:
-        """Free the held-out images' features."""
-        self._calibrated = None
+        """Free the held-out images' features, and say in the log how images are judged now: once per training."""
+        if self._judgement:
+            rank_zero_only(logger.info)(self._judgement)
+        self._calibrated, self._judgement = None, ""
         self._normal, self._blurred, self._defective = [], [], []
 
     def fitted(self, paths: Sequence[str]) -> list[int]:

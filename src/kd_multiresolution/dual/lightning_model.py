@@ -271,13 +271,13 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
 
     def calibrate(self) -> None:
         """Tell from held-out images what is normal to the cloners, while they are trained, and set the threshold."""
-        normal = self.held_out.calibrate(self._sum_over_processes)
-        if normal is None:
+        calibration = self.held_out.calibrate(self._sum_over_processes)
+        if calibration is None:
             return
-        scores = distribution(of_all_processes(self.trainer, normal[0].scores))
+        scores = distribution(of_all_processes(self.trainer, calibration.scores.scores))
         self.learnt = replace(self.learnt, origin="held-out training images", scores=scores)
         if isinstance(self.post_processor, FalseAlarmPostProcessor):
-            self.post_processor.set_normal_scores(*normal)
+            self.post_processor.set_normal_scores(calibration.scores, calibration.peaks)
 
     def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Return the batch with raw scores and maps; on the way of a training, if anybody takes them.
