@@ -1,4 +1,4 @@
-"""Write ``configs/<data set>.yaml`` from the paper's settings in ``kd_multiresolution.presets``.
+"""Write ``configs/<data set>.yaml`` from the paper's settings in ``kd_multiresolution.paper.presets``.
 
 python benchmarks/write_configs.py
 """
