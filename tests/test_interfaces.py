@@ -190,6 +190,7 @@ def test_saved_configuration_makes_the_same_model(training: Training) -> None:
     assert dict(cli.model.hparams) == dict(KdMultiresolution(**SETTINGS).hparams)
 
 
+@pytest.mark.slow
 def test_predict_writes_heat_maps(training: Training, pictures: Path, tmp_path: Path) -> None:
     arguments = [*model_arguments("KdMultiresolution"), "--ckpt_path", str(training.checkpoint)]
     data = ["--data", str(pictures / "test" / "bad")]
@@ -231,6 +232,7 @@ def exported(training: Training, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder / "weights" / "torch" / "model.pt"
 
 
+@pytest.mark.slow
 def test_inferencer_on_the_export_equals_engine(
     training: Training, exported: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

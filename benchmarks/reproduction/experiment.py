@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import sys
 import time
 from collections.abc import Mapping
@@ -29,6 +30,8 @@ from kd_multiresolution.source.network import Source
 from reporting import environment
 from reproduction.data import data_module
 from reproduction.settings import SCORES, Settings, View
+
+logger = logging.getLogger(__name__)
 
 
 class ViewsAfterConvergence(EvaluationAfterConvergence):
@@ -144,7 +147,10 @@ def run(
         )
         engine.fit(model, datamodule=data)
         if checkpoints is not None:
-            engine.trainer.save_checkpoint(checkpoints / f"{settings.stem}.ckpt", weights_only=True)
+            try:
+                engine.trainer.save_checkpoint(checkpoints / f"{settings.stem}.ckpt", weights_only=True)
+            except OSError:  # the figures are not lost for it
+                logger.exception("The trained model of %s could not be written.", settings.stem)
     return {
         "settings": settings.as_json(),
         "environment": environment(),

@@ -27,6 +27,8 @@ from reproduction.results import Results
 from reproduction.settings import MAPS, PAPER_MAPS, SCORES, Settings
 from reproduction.tables import PLANS, reproduction
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 BASE: dict[str, Any] = {
     "source": "small_vgg", "pretrained": True, "weights": None, "weights_sha256": "0", "batch_size": 64, "epochs": None,
@@ -132,7 +134,6 @@ def test_a_failed_training_is_named_and_the_others_go_on(medical: Path, tmp_path
     assert reproduce_table(6, medical, tmp_path) == 0, "what failed is tried again"
 
 
-@pytest.mark.slow
 def test_attributions_are_read_from_one_training(mvtec: Path, tmp_path: Path) -> None:
     short = ["--classes", "bottle", "--limit", "6"]
     assert reproduce_table(11, mvtec, tmp_path, *short) == 0

@@ -70,7 +70,7 @@ def test_training_looks_at_its_held_out_images_out_of_focus_and_with_defects() -
     assert not model.family_weight.allclose(weight, rtol=1e-2), "the blur counts"
     rest = [i for i in range(len(paths)) if i not in held_out]
     batch = ([paths[i] for i in rest], images[rest], [level[rest] for level in features])
-    training.start(paths, [batch], alone, resumed=False)
+    training.start(paths, [batch], lambda tensor: tensor + 2, resumed=False)
     calibration = training.calibrate(lambda tensor: tensor + 2)
     assert calibration is not None
     assert calibration.scores.count == 2

@@ -106,6 +106,7 @@ def test_a_batch_of_held_out_images_alone_moves_nothing(pictures: Path, tmp_path
     assert all(held_out != has_moved for held_out, has_moved in moved)
 
 
+@pytest.mark.slow
 def test_same_seed_same_figures(pictures: Path, tmp_path: Path) -> None:
     networks = [model(epochs=1), model(epochs=1)]
     for i, network in enumerate(networks):
@@ -158,6 +159,7 @@ def test_a_training_of_another_length_rate_or_seed_is_not_resumed(
         engine(tmp_path).fit(model(**arguments), datamodule=data(pictures, batch_size), ckpt_path=interrupted)
 
 
+@pytest.mark.slow
 def test_a_training_that_ends_early_is_calibrated_and_warns(
     pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -205,6 +207,7 @@ def test_validation_images_do_not_move_the_threshold(
     assert torch.equal(network.post_processor.image_threshold, before)
 
 
+@pytest.mark.slow
 def test_anomalibs_own_post_processor_works_on_top(pictures: Path, tmp_path: Path) -> None:
     network = model(epochs=1, post_processor=PostProcessor())
     runner = engine(tmp_path)
@@ -227,6 +230,7 @@ def test_number_of_epochs_follows_from_the_steps(pictures: Path, tmp_path: Path,
     assert network.post_processor.image_threshold.isfinite(), "a training that ends within an epoch is calibrated too"
 
 
+@pytest.mark.slow
 def test_rate_falls_to_zero_with_the_last_step(pictures: Path, tmp_path: Path) -> None:
     rates = []
 
@@ -320,6 +324,7 @@ def test_too_few_images_are_refused(tmp_path: Path) -> None:
         engine(tmp_path).fit(model(), datamodule=data(root))
 
 
+@pytest.mark.slow
 def test_mixed_precision_compares_features_of_the_same_precision(pictures: Path, tmp_path: Path) -> None:
     network = model(epochs=1)
     engine(tmp_path, precision="bf16-mixed", callbacks=[Compared()]).fit(network, datamodule=data(pictures))

@@ -23,6 +23,8 @@ from kd_multiresolution.plugin.post_processor import UnclampedPostProcessor
 from kd_multiresolution.plugin.region import read_region
 from kd_multiresolution.source.region import within
 
+pytestmark = pytest.mark.slow
+
 FILE = (96, 80)  # height and width
 SIZE = 64
 MODELS: dict[str, Any] = {
@@ -118,7 +120,6 @@ def test_nor_a_score_or_a_map(trained: Any, pictures: Path, tmp_path: Path) -> N
     assert not quiet["pred_mask"].reshape(-1, SIZE, SIZE)[:, ~region].any()
 
 
-@pytest.mark.slow
 def test_a_checkpoint_has_it_without_the_file(trained: Any, pictures: Path, tmp_path: Path, monkeypatch: Any) -> None:
     kind, _, network, runner = trained
     saved = torch.load(checkpoint_of(runner), weights_only=True)
@@ -140,7 +141,6 @@ def test_a_checkpoint_has_it_without_the_file(trained: Any, pictures: Path, tmp_
     assert torch.equal(cli.model.model.source.region.cpu(), network.model.source.region)
 
 
-@pytest.mark.slow
 def test_an_export_has_it(pictures: Path, tmp_path: Path) -> None:
     network, _ = fitted("gradient", pictures, "quiet", tmp_path, source="small_vgg")
     session = onnxruntime.InferenceSession(network.to_onnx(tmp_path))

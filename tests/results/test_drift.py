@@ -17,6 +17,8 @@ from torchvision.utils import save_image
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
 from kd_multiresolution.results.changes import FEWEST, picture_change, score_change, share_change
 
+pytestmark = pytest.mark.slow
+
 SIZE = 64
 MODELS: dict[str, Any] = {
     "paper": (KdMultiresolution, {"anomaly_map": "discrepancy"}),
@@ -124,7 +126,6 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if "no longer" in record.getMessage()]
 
 
-@pytest.mark.slow
 def test_dark_images_are_warned_of_once_and_good_ones_are_not(
     checkpoint: Path, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

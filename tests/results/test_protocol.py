@@ -160,6 +160,7 @@ def test_convergence_and_limit_together(
     assert evaluation.epochs == expected
 
 
+@pytest.mark.slow
 def test_training_is_the_same_with_and_without(pictures: Path, tmp_path: Path) -> None:
     evaluation = EvaluationAfterConvergence(evaluations=100, interval=1, **AT_ONCE)
     networks = [model(epochs=5, score_points=["pool4"]) for _ in range(2)]

@@ -75,6 +75,9 @@ def calibrate(
         image_score: ``auto``, ``defects`` or ``whole``.
         reduce: sums over all processes.
         precision: in which the cloners predict.
+
+    Returns:
+        How scores and maps of the normal images are distributed, and how images are judged.
     """
     predicted = _predicted(model, normal, precision)
     _weigh_channels(model, predicted, reduce)

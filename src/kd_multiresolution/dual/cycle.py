@@ -32,7 +32,12 @@ def check_learning_rate(learning_rate: float) -> None:
 
 
 def default_epochs(trainer: Trainer) -> int:
-    """Return how many epochs make the default number of steps; the trainer has a limit of epochs."""
+    """Return how many epochs make the default number of steps; the trainer has a limit of epochs.
+
+    Raises:
+        ValueError: if the loader does not say how many batches it has.
+    """
+    _check_steps(trainer)
     return math.ceil(STEPS * (trainer.max_epochs or 1) / trainer.estimated_stepping_batches)
 
 
@@ -47,16 +52,21 @@ def one_cycle(parameters: Iterable[Tensor], trainer: Trainer, learning_rate: flo
     Raises:
         ValueError: if nothing says how many steps there are.
     """
+    _check_steps(trainer)
     steps = trainer.estimated_stepping_batches
-    if steps == float("inf"):
-        msg = (
-            "max_epochs=-1: KdMultiresolutionDual has a rate that falls to zero with the last step. Give epochs, "
-            "max_epochs or max_steps."
-        )
-        raise ValueError(msg)
     optimizer = Muon(parameters, learning_rate, weight_decay=WEIGHT_DECAY)
     cycle = OneCycleLR(optimizer, learning_rate, total_steps=int(steps), cycle_momentum=False)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
+
+
+def _check_steps(trainer: Trainer) -> None:
+    if not 0 < trainer.estimated_stepping_batches < float("inf"):
+        msg = (
+            f"max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps}: KdMultiresolutionDual has a rate that "
+            "falls to zero with the last step, and nothing says how many there are. Give epochs or max_epochs, or "
+            "max_steps where the loader has no length."
+        )
+        raise ValueError(msg)
 
 
 def check_cycle(cycle: OneCycleLR, trainer: Trainer, learning_rate: float) -> None:

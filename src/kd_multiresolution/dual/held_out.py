@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +20,7 @@ from kd_multiresolution.dual.standardization import ChannelMoments, Reduce
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from kd_multiresolution.plugin.finite import check_finite
 from kd_multiresolution.source.region import within
+from kd_multiresolution.training.batches import fork_rng
 from kd_multiresolution.training.evaluation_mode import mark_of
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class HeldOutImages:
 
         The global random generator decides their order, and what random augmentation makes of them.
         """
-        with torch.random.fork_rng():
+        with fork_rng(self.model.family_weight.device):
             if resumed and self.random_state is not None:
                 torch.set_rng_state(self.random_state)
             self.random_state = torch.get_rng_state()
@@ -112,8 +113,8 @@ class HeldOutImages:
             precision: in which features are computed, and predictions of them.
 
         Raises:
-            ValueError: if there are fewer than four images, one of them is not finite, or a resumed training held out
-                others.
+            ValueError: if there are fewer than four images, one of them is not finite, fewer than two of those that are
+                held out are among the batches, they differ in size, or a resumed training held out others.
         """
         self._precision = precision
         self._calibrated = None  # these images may be others than those of a training that has failed
@@ -130,6 +131,7 @@ class HeldOutImages:
             fitted = self.fitted(batch_paths)
             moments.add([level[fitted] for level in features])
             empty = images[:0]
+        self._check_kept(kept, reduce)
         # In the order of their paths, on which the last digits of features and sums depend.
         held_out = torch.stack([kept[path] for path in sorted(kept)]) if kept else empty
         self.image_size = (held_out.shape[-2], held_out.shape[-1])
@@ -153,6 +155,23 @@ class HeldOutImages:
             ]
         return [torch.cat(level).to(images.dtype) for level in zip(*features, strict=True)]
 
+    def _check_kept(self, kept: Mapping[str, Tensor], reduce: Reduce) -> None:
+        """Check that the batches had what statistics can be taken of."""
+        seen = int(reduce(self.model.family_weight.new_tensor(float(len(kept)))))
+        if seen < 2:
+            msg = (
+                f"{seen} of {len(self.held_out)} held-out images are in the batches of an epoch, and statistics need "
+                "two. Give a loader that has every image once (no drop_last), smaller batches, or more images."
+            )
+            raise ValueError(msg)
+        sizes = sorted({tuple(image.shape[-2:]) for image in kept.values()})
+        if len(sizes) > 1:
+            msg = (
+                f"images: {sizes[0]} and {sizes[-1]} reach the model, and KdMultiresolutionDual compares images of one "
+                "size. Leave pre_processor out, or put a Resize to height and width into it."
+            )
+            raise ValueError(msg)
+
     def _check_held_out(self) -> None:
         """Check that the cloners have not learnt from the held-out images before."""
         if self.names_before is not None and self.names_before != self.names:
@@ -174,23 +193,22 @@ class HeldOutImages:
             reduce: sums over all processes.
 
         Returns:
-            As :func:`calibrate`; ``None`` if nothing was to be done, or no training is under way.
+            What :func:`calibrate` does; ``None`` if nothing was to be done, or no training is under way.
         """
         if not self._normal:
             return None
         mark = mark_of(nn.ModuleList([self.model.local_cloner, self.model.global_cloner]))
         if mark == self._calibrated:
             return None
-        self._calibrated = mark
         calibration = calibrate(
             self.model, self._normal, blurred=self._blurred, defective=self._defective, image_size=self.image_size,
             image_score=self.image_score, reduce=reduce, precision=self._precision,
         )  # fmt: skip
-        self._judgement = calibration.judgement
+        self._calibrated, self._judgement = mark, calibration.judgement
         return calibration
 
     def end(self) -> None:
-        """Free the held-out images' features, and say in the log how images are judged now: once per training."""
+        """Free the held-out images' features, and say in the log how images are judged now, if that is known."""
         if self._judgement:
             rank_zero_only(logger.info)(self._judgement)
         self._calibrated, self._judgement = None, ""
@@ -223,7 +241,13 @@ class CalibratedEvaluation(Callback):
             self._handle = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the model alone, and free the held-out images' features."""
+        """Calibrate the model to its last weights, for whoever saves or uses them, and leave it alone."""
         del exception
         self.on_train_end(trainer, pl_module)
-        cast("Any", pl_module).held_out.end()
+        module = cast("Any", pl_module)
+        if trainer.world_size == 1:  # of several processes the others may be gone
+            try:
+                module.calibrate()
+            except Exception as error:  # what has ended the training may stand in the way of this, too
+                logger.warning("The model is not calibrated to its last weights (%s).", error)
+        module.held_out.end()

@@ -225,7 +225,7 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
             self.epoch_limit,
             CalibratedEvaluation(),
         ]
-        return [*callbacks, report]
+        return self.configured([*callbacks, report])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return Muon over both cloners' weights, with one cycle of its rate."""
@@ -261,7 +261,7 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
             features = self.training_cache.source_features(
                 self.model.source,
                 [paths[row] for row in rows],
-                lambda: self.model.checked_images(cast("Tensor", batch.image)[rows]),
+                lambda: self.model.checked_images(_chosen(cast("Tensor", batch.image), rows)),
             )
         losses = cloner_losses(self.model, features)
         terms = {name: loss * bool(fitted) for name, loss in losses.items()}
@@ -324,6 +324,12 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
 
     def _sum_over_processes(self, tensor: Tensor) -> Tensor:
         return sum_over_processes(self.trainer, tensor)
+
+
+def _chosen(images: Tensor, rows: list[int]) -> Tensor:
+    if len(rows) == len(images):
+        return images
+    return images.index_select(0, torch.tensor(rows).to(images.device, non_blocking=True))  # without a wait for a GPU
 
 
 class kd_multiresolution_dual(KdMultiresolutionDual):  # noqa: N801

@@ -24,6 +24,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = program.parse_args(arguments)
     try:
         change = set_threshold(**given.as_dict())
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         program.exit(2, f"{program.prog}: {error}\n")
     sys.stdout.write(f"{change}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -175,9 +176,15 @@ def _stored(path: Path) -> dict[str, Any]:
 
 
 def _check_output(path: Path) -> None:
-    if path.exists() or not path.parent.is_dir():
-        wrong = "it exists, and no file is written over" if path.exists() else "its folder does not exist"
-        msg = f"output={str(path)!r}: {wrong}. Name a new file in a folder that there is."
+    wrong = ""
+    if path.exists():
+        wrong = "it exists, and no file is written over"
+    elif not path.parent.is_dir():
+        wrong = "its folder does not exist"
+    elif not os.access(path.parent, os.W_OK):
+        wrong = "its folder cannot be written to"
+    if wrong:
+        msg = f"output={str(path)!r}: {wrong}. Name a new file in a folder that there is, and that you may write to."
         raise ValueError(msg)
 
 
@@ -248,4 +255,9 @@ def _write(stored: dict[str, Any], model: Any, good: RawScores, origin: str, pat
         pictures = {name: distribution(values) for name, values in good.pictures.items()}
         learnt = replace(model.learnt, origin=FRESH, scores=distribution(good.scores), pictures=pictures)
         stored[KEY] = {**stored[KEY], "learnt": learnt.entry()}
-    torch.save(stored, path)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        torch.save(stored, unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

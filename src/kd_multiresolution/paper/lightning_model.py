@@ -247,7 +247,7 @@ class KdMultiresolution(PluginModule, AnomalibModule):
         own = any(isinstance(callback, ConvergenceStopping) for callback in trainer_callbacks)
         if self.epochs is None and not own:
             callbacks.append(ConvergenceStopping())
-        return [*callbacks, self.thresholds]
+        return self.configured([*callbacks, self.thresholds])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam over the cloner's weights."""

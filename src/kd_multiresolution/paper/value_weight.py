@@ -34,8 +34,9 @@ def initial_value_weight(
     """
     untrained = copy.deepcopy(cloner).train()  # its batch norm's statistics will have moved
     sums = torch.zeros(2, device=next(untrained.parameters()).device)
-    # The global random generator decides the order of the images; a look ahead must not change it.
-    with torch.random.fork_rng(), torch.no_grad():
+    # The random generators decide the order of the images; a look ahead must not change it.
+    generators = [sums.device] if sums.device.type == "cuda" else []
+    with torch.random.fork_rng(generators), torch.no_grad():
         for images in islice(batches, BATCHES):
             terms = discrepancy_terms(source(images), untrained(images))
             sums += torch.stack([terms["direction"].sum(), terms["value"].sum()])

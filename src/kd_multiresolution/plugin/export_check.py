@@ -184,8 +184,8 @@ def _correlation(mine: npt.NDArray[Any], theirs: npt.NDArray[Any]) -> float:
 
 
 def _torch_file(file: Path) -> Run:
-    # Written by this process a moment ago.
-    loaded = torch.load(file, map_location="cpu", weights_only=False)["model"]
+    # Written by this process a moment ago; a model that was on another device still thinks it is there.
+    loaded = torch.load(file, map_location="cpu", weights_only=False)["model"].cpu()
     return lambda images: in_torch(loaded, images)
 
 

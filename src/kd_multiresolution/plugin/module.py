@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from anomalib import LearningType
@@ -14,7 +15,7 @@ from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
@@ -33,6 +34,9 @@ from kd_multiresolution.source.network import Source
 from kd_multiresolution.source.weights import are_weights_following, weights_follow
 
 logger = logging.getLogger(__name__)
+
+_CONFIGURED: WeakKeyDictionary[Trainer, tuple[ReferenceType[Any], list[Callback]]] = WeakKeyDictionary()
+"""The last model of ours that a trainer had, and its callbacks: Lightning leaves them there for the next model."""
 
 
 class PluginModule(ExplainedExport):
@@ -79,10 +83,26 @@ class PluginModule(ExplainedExport):
 
     def configure_callbacks(self) -> list[Callback]:
         """Return anomalib's components, the check of image files, and the region of interest."""
+        self._dismiss_callbacks_of_others()
         configured = super().configure_callbacks()
         components = [configured] if isinstance(configured, Callback) else [*configured]
         after = sum(isinstance(part, PreProcessor | PostProcessor) for part in components)  # both come first
         return [*components[:after], RegionOfInterest(), *components[after:], ImageFileCheck()]
+
+    def _dismiss_callbacks_of_others(self) -> None:
+        """Take out of the trainer what an earlier model of ours has left there, which would see this one's batches."""
+        if self._trainer is None or self._trainer not in _CONFIGURED:
+            return
+        model, theirs = _CONFIGURED[self._trainer]
+        if model() is not self:
+            callbacks: list[Callback] = cast("Any", self._trainer).callbacks
+            callbacks[:] = [callback for callback in callbacks if all(callback is not other for other in theirs)]
+
+    def configured(self, callbacks: list[Callback]) -> list[Callback]:
+        """Return the callbacks, and know that they are this model's."""
+        if self._trainer is not None:
+            _CONFIGURED[self._trainer] = (ref(self), callbacks)
+        return callbacks
 
     def judge_within(self, region: str | Path | None) -> None:
         """Have the model see, learn from and mark a part of its images alone; one that is loaded has its own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar, cast
 
 import torch
@@ -47,9 +48,18 @@ def _of_an_epoch(trainer: Trainer, fewest: int) -> Iterator[Any]:
             return
 
 
-def is_limited(trainer: Trainer, loader: DataLoader[Any]) -> bool:
-    """Return whether an epoch has a part of a loader's batches: ``limit_train_batches``, ``fast_dev_run``."""
-    limit = trainer.limit_train_batches
+def fork_rng(device: torch.device) -> AbstractContextManager[None]:
+    """Leave the random generators as they are, the host's and the device's: they decide the order of the images."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
+def is_limited(loader: DataLoader[Any], limit: float) -> bool:
+    """Return whether an epoch has a part of a loader's batches.
+
+    Args:
+        loader: the loader.
+        limit: the trainer's ``limit_train_batches`` or ``limit_val_batches``, which ``fast_dev_run`` sets.
+    """
     return limit < (len(loader) if isinstance(limit, int) else 1.0)
 
 
@@ -93,14 +103,13 @@ def paths_and_batches(
     """
     loader = cast("DataLoader[Any]", trainer.train_dataloader)
     dataset = getattr(loader, "dataset", None)
-    if isinstance(dataset, AnomalibDataset | RememberedImages) and not is_limited(trainer, loader):
+    if isinstance(dataset, AnomalibDataset | RememberedImages) and not is_limited(loader, trainer.limit_train_batches):
         known = dataset.paths if isinstance(dataset, RememberedImages) else [*dataset.samples.image_path]
         return known, batches_of_an_epoch(trainer, pl_module, fewest=fewest)
     paths: list[str] = []
     kept: list[Any] = []
     free = memory * GIB
-    # The global random generator decides the order of the images; a look ahead must not change it.
-    with torch.random.fork_rng():
+    with fork_rng(pl_module.device):
         for batch in _of_an_epoch(trainer, fewest):
             paths += paths_of(batch)
             free -= batch.image.nbytes

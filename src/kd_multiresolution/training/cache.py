@@ -8,16 +8,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from kd_multiresolution.plugin.module import PluginModule
 from kd_multiresolution.training.allocator import hold_freed_memory, release_freed_memory
-from kd_multiresolution.training.batches import batches_in_order, is_limited
-from kd_multiresolution.training.feature_cache import FeatureCache, changing_part, check_cache_arguments, made
+from kd_multiresolution.training.batches import batches_in_order, fork_rng, is_limited
+from kd_multiresolution.training.feature_cache import (
+    FeatureCache,
+    changing_part,
+    check_cache_arguments,
+    made,
+    resizes_to_one_size,
+)
 from kd_multiresolution.training.feature_stores import GIB
 from kd_multiresolution.training.image_memory import RememberedImages, remembering_loader
 
@@ -48,6 +55,8 @@ class TrainingCache(Callback):
         self.features: FeatureCache | None = None
         self.features_of_validation: FeatureCache | None = None
         self._replaced: list[tuple[AnomalibDataModule, str, object]] = []
+        self._remembered: list[RememberedImages] = []
+        self._holds_freed_memory = False
 
     def source_features(
         self, source: FeatureCache.Source, paths: Sequence[str] | None, images: FeatureCache.Images
@@ -78,7 +87,16 @@ class TrainingCache(Callback):
         """Have the data module's images read once, if they stay the same and fit into half of the memory.
 
         That is before anything, such as a schedule of the learning rate, asks for the trainer's loader.
+
+        Raises:
+            TypeError: if the trainer has gone over to a model that is not ours.
         """
+        if not isinstance(pl_module, PluginModule):
+            msg = (
+                f"{type(pl_module).__name__}: this Engine, or Trainer, still has the callbacks of a model of "
+                "kd_multiresolution, which Lightning leaves there. Give every model an Engine of its own."
+            )
+            raise TypeError(msg)
         datamodule = trainer.fit_loop._data_source.instance  # trainer.datamodule may be that of an earlier run
         if stage != "fit" or self.dtype is None or not isinstance(datamodule, AnomalibDataModule):
             return
@@ -86,21 +104,22 @@ class TrainingCache(Callback):
         free = self.memory / 2
         for name in ("train_dataloader", *(["val_dataloader"] if trainer.limit_val_batches else [])):
             loader = getattr(datamodule, name)()
-            if not isinstance(loader, DataLoader) or _changing_data(loader.dataset, pl_module) is not None:
+            if not isinstance(loader, DataLoader) or _changing_data(loader, pl_module) is not None:
                 continue
-            if name == "train_dataloader" and is_limited(trainer, loader):
+            if is_limited(loader, getattr(trainer, f"limit_{name.removesuffix('_dataloader')}_batches")):
                 continue
             device = trainer.strategy.root_device
             remembering = remembering_loader(loader, device=device, memory=free, progress=progress)
             free -= _gib_of_images(remembering.dataset)
+            if isinstance(remembering.dataset, RememberedImages):
+                self._remembered.append(remembering.dataset)
             self._replaced.append((datamodule, name, vars(datamodule).get(name)))
             setattr(datamodule, name, partial(_loader, remembering))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep freed memory."""
         del trainer
-        if pl_module.device.type == "cpu":
-            hold_freed_memory()
+        self._holds_freed_memory = pl_module.device.type == "cpu" and hold_freed_memory()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the features of all images, if those stay the same.
@@ -115,8 +134,8 @@ class TrainingCache(Callback):
         dataset = getattr(loader, "dataset", None)
         if self.dtype is None:
             return
-        changing = _changing_data(dataset, pl_module)
-        if changing is None and is_limited(trainer, cast("DataLoader[Any]", loader)):
+        changing = _changing_data(loader, pl_module)
+        if changing is None and is_limited(cast("DataLoader[Any]", loader), trainer.limit_train_batches):
             changing = "the limit of an epoch's batches"  # most of what would be kept may never be asked for
         if changing is not None:
             logger.info("Images are read and the source's features computed in every epoch, because of %s.", changing)
@@ -125,7 +144,7 @@ class TrainingCache(Callback):
         memory = self.memory - _gib_of_images(dataset)
         self.features = FeatureCache(source, count, memory=memory, folder=self.folder, dtype=self.dtype)
         # The global random generator decides the order of the images; a look ahead must not change it.
-        with torch.random.fork_rng(), trainer.precision_plugin.train_step_context():
+        with fork_rng(pl_module.device), trainer.precision_plugin.train_step_context():
             for batch in batches_in_order(trainer, pl_module):
                 self.features.features(batch.image_path, cast("Any", pl_module).model.checked_images(batch.image))
 
@@ -133,11 +152,14 @@ class TrainingCache(Callback):
         """Make an empty cache of features of the validation images, if they stay the same."""
         if self.features is None or self.features_of_validation is not None:
             return
-        datasets = [loader.dataset for loader in _flat(trainer.val_dataloaders)]
-        if len(datasets) != 1 or _changing_data(datasets[0], pl_module):
+        loaders = cast("Any", trainer.fit_loop.epoch_loop.val_loop)._combined_loader.flattened
+        if len(loaders) != 1 or _changing_data(loaders[0], pl_module):
             return
-        memory = max(self.features.memory - self.features.gib_in_memory - _gib_of_images(datasets[0]), 0)
-        count = len(cast("AnomalibDataset", datasets[0]))
+        (loader,) = loaders
+        if is_limited(loader, trainer.limit_val_batches):
+            return
+        memory = max(self.features.memory - self.features.gib_in_memory - _gib_of_images(loader.dataset), 0)
+        count = len(loader.dataset)
         self.features_of_validation = FeatureCache(
             self.features.source, count, memory=memory, folder=self.folder, use="validation"
         )
@@ -145,14 +167,16 @@ class TrainingCache(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Free everything, and leave the data module as it was."""
         del exception
-        self._give_back()
-        self.on_train_end(trainer, pl_module)
+        self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Do so as well where there was nothing left to train."""
+        """Do so at the end: Lightning keeps the loaders of the last training, and with them the images."""
         del stage
         self._give_back()
         self.on_train_end(trainer, pl_module)
+        for images in self._remembered:
+            images.forget()
+        self._remembered = []
 
     def _give_back(self) -> None:
         """Leave the data module as the user made it: the trainer has its loaders now."""
@@ -163,10 +187,12 @@ class TrainingCache(Callback):
         self._replaced = []
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Free everything."""
+        """Free the features: from now on images may still be read, to fit thresholds."""
         del trainer, pl_module
         self.features = self.features_of_validation = None
-        release_freed_memory()
+        if self._holds_freed_memory:
+            release_freed_memory()
+            self._holds_freed_memory = False
 
 
 def _loader(loader: DataLoader[Any]) -> DataLoader[Any]:
@@ -177,18 +203,32 @@ def _gib_of_images(dataset: object) -> float:
     return dataset.nbytes / GIB if isinstance(dataset, RememberedImages) else 0.0
 
 
-def _flat(loaders: object) -> list[Any]:
-    return loaders if isinstance(loaders, list) else [] if loaders is None else [loaders]
-
-
-def _changing_data(dataset: object, pl_module: LightningModule) -> object:
-    """Return what keeps the training images from being the same in every epoch, or ``None``."""
+def _changing_data(loader: object, pl_module: LightningModule) -> object:
+    """Return what keeps the images of a loader from being the same in every epoch, or ``None``."""
+    dataset = getattr(loader, "dataset", None)
     if isinstance(dataset, RememberedImages):
         return None
     if not isinstance(dataset, AnomalibDataset):
         return "a data set that is not anomalib's"
+    if cast("Any", loader).collate_fn != dataset.collate_fn:
+        return "a collate_fn of your own"
     if not dataset.samples.image_path.is_unique:
         return "several images of one path"
     pre_processor = getattr(pl_module, "pre_processor", None)
     own = pre_processor.transform if isinstance(pre_processor, PreProcessor) else None
-    return changing_part(dataset.augmentations) or changing_part(own)
+    if (changing := changing_part(dataset.augmentations) or changing_part(own)) is not None:
+        return changing
+    # anomalib resizes the images of a batch to its largest.
+    return None if _have_one_size(dataset) else "files of several sizes, which do not come alone in a batch"
+
+
+def _have_one_size(dataset: AnomalibDataset) -> bool:
+    """Return whether all images that a data set gives are of one size; what are no files are."""
+    if resizes_to_one_size(dataset.augmentations):
+        return True
+    sizes = set()
+    for path in map(Path, dataset.samples.image_path):
+        if path.is_file():
+            with Image.open(path) as image:
+                sizes.add(image.size)
+    return len(sizes) < 2

@@ -52,6 +52,14 @@ def changing_part(transform: nn.Module | None) -> nn.Module | None:
     return transform
 
 
+def resizes_to_one_size(transform: nn.Module | None) -> bool:
+    """Return whether a transform makes images of one size of all, as far as is known."""
+    if isinstance(transform, v2.Compose | nn.Sequential):
+        parts = transform.transforms if isinstance(transform, v2.Compose) else transform
+        return any(map(resizes_to_one_size, parts))
+    return isinstance(transform, v2.Resize) and transform.size is not None and len(transform.size) == 2
+
+
 class FeatureCache:
     """Keeps the source's features of each image: in memory up to a budget, beyond it in a file, beyond that not at all.
 

@@ -1,4 +1,4 @@
-"""Training images decoded and resized once, and kept in the memory of the device that trains, if they fit."""
+"""Images of a training decoded and resized once, and kept in the memory of the device that trains, if they fit."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ class RememberedImages(Dataset[ImageItem]):
 
     Args:
         items: the items.
+        dataset: the data set, which is read again once the items are forgotten.
     """
 
-    def __init__(self, items: list[ImageItem]) -> None:
+    def __init__(self, items: list[ImageItem], dataset: AnomalibDataset) -> None:
         self.items = items
+        self.dataset = dataset
 
     @property
     def nbytes(self) -> int:
@@ -33,15 +35,19 @@ class RememberedImages(Dataset[ImageItem]):
     @property
     def paths(self) -> list[str]:
         """The images' paths."""
-        return [cast("str", item.image_path) for item in self.items]
+        return [*self.dataset.samples.image_path]
+
+    def forget(self) -> None:
+        """Free the memory: whoever still holds this reads the images from now on."""
+        self.items = []
 
     def __len__(self) -> int:
         """Return the number of items."""
-        return len(self.items)
+        return len(self.dataset)
 
     def __getitem__(self, index: int) -> ImageItem:
         """Return an item; its tensors are shared, as collating copies them."""
-        return copy.copy(self.items[index])
+        return copy.copy(self.items[index]) if self.items else cast("ImageItem", self.dataset[index])
 
 
 def remembering_loader(
@@ -50,8 +56,8 @@ def remembering_loader(
     """Return a loader of the same batches in the same order, that reads all images now and never again.
 
     Args:
-        loader: a loader of a data set whose items do not change.
-        device: where images are kept, and batches made.
+        loader: a loader of a data set whose items do not change, and have one size.
+        device: where images are kept, and batches put together.
         memory: budget in GiB, on that device.
         progress: show a progress bar.
 
@@ -62,13 +68,13 @@ def remembering_loader(
     sampler = loader.sampler
     shuffled = type(sampler) is RandomSampler and not sampler.replacement and sampler.generator is None
     plain = loader.batch_size is not None and (shuffled or type(sampler) is SequentialSampler)
-    if not plain or len(dataset) * _size(cast("ImageItem", dataset[0])) > memory * GIB:
+    if not plain or len(dataset) == 0 or len(dataset) * _size(cast("ImageItem", dataset[0])) > memory * GIB:
         return loader
     reading = DataLoader(dataset, batch_size=None, num_workers=loader.num_workers, collate_fn=_as_it_is)
     items: Iterator[ImageItem] = iter(reading)
     if progress:
         items = iter(track(items, description="Reading images", total=len(dataset)))
-    remembered = RememberedImages([_copy_on(device, item) for item in items])
+    remembered = RememberedImages([_copy_on(device, item) for item in items], dataset)
     return DataLoader(
         remembered,
         batch_size=loader.batch_size,

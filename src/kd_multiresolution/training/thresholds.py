@@ -146,10 +146,7 @@ class Thresholds(Callback):
         """Give the last checkpoint of a training that ends here the threshold of pixels that it lacks."""
         del exception
         if trainer.state.fn == TrainerFn.FITTING:
-            try:
-                self._complete_files(trainer, pl_module)
-            except Exception as error:  # what has ended the training may stand in the way of this, too
-                logger.warning("The last checkpoint has no threshold of pixels (%s).", error)
+            self._complete_files(trainer, pl_module)
 
     def _complete_files(self, trainer: Trainer, pl_module: LightningModule) -> None:
         paths = [getattr(callback, "best_model_path", "") for callback in trainer.checkpoint_callbacks]
@@ -158,18 +155,26 @@ class Thresholds(Callback):
         self._lacks_pixels = False
         module = cast("Any", pl_module)
         present = {name: tensor.clone() for name, tensor in module.state_dict().items() if torch.is_tensor(tensor)}
-        learnt = module.learnt
-        for path in filter(None, paths):
-            logger.info("Fitting the threshold of pixels of %s.", path)
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            module.load_state_dict(checkpoint["state_dict"])
-            self.fit(trainer, module)
-            checkpoint["state_dict"] = module.state_dict()
-            if isinstance(module.post_processor, PostProcessor):
-                renew_thresholds(checkpoint, module.post_processor)
-            trainer.strategy.checkpoint_io.save_checkpoint(checkpoint, path)
-        module.load_state_dict(present, strict=False)
-        module.learnt = learnt
+        learnt, fitted = module.learnt, dict(self._fitted)
+        try:
+            for path in filter(None, paths):
+                self._complete(path, trainer, module)
+        except Exception as error:  # a finished training is not lost for it, nor is what has ended an unfinished one
+            logger.warning("The last checkpoint has no threshold of pixels (%s).", error)
+        finally:
+            module.load_state_dict(present, strict=False)
+            module.learnt, self._fitted = learnt, fitted
+
+    def _complete(self, path: str, trainer: Trainer, module: Any) -> None:
+        logger.info("Fitting the threshold of pixels of %s.", path)
+        files = trainer.strategy.checkpoint_io
+        checkpoint = files.load_checkpoint(path, map_location="cpu", weights_only=True)
+        module.load_state_dict(checkpoint["state_dict"])
+        self.fit(trainer, module)
+        checkpoint["state_dict"] = module.state_dict()
+        if isinstance(module.post_processor, PostProcessor):
+            renew_thresholds(checkpoint, module.post_processor)
+        files.save_checkpoint(checkpoint, path)
 
     def _note(self, module: Any, kinds: tuple[str, ...], mark: bytes) -> None:
         self._fitted.update(dict.fromkeys(kinds, mark))
