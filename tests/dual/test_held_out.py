@@ -41,6 +41,24 @@ def test_a_training_says_once_how_images_are_judged(caplog: pytest.LogCaptureFix
     assert caplog.messages == ["Images are judged by their defects: 4 held-out images are too few to tell."]
 
 
+def test_held_out_images_that_never_come_or_have_several_sizes_are_refused() -> None:
+    model, images = KdMultiresolutionDualModel("small_vgg"), pictures(8)
+    paths = [f"{i}.png" for i in range(8)]
+    held_out = held_out_images(paths, seed=0)
+    rest = [i for i, path in enumerate(paths) if path not in held_out]
+    batch = ([paths[i] for i in rest], images[rest], model.source(images[rest]))
+    with pytest.raises(ValueError, match="0 of 4 held-out images are in the batches of an epoch"):
+        HeldOutImages(model, seed=0).start(paths, [batch], alone, resumed=False)
+    batches = [
+        ([path], picture[None], model.source(picture[None])) for path, picture in zip(paths, images, strict=True)
+    ]
+    small = images[:1, :, :32, :32]
+    name = sorted(held_out)[0]
+    batches[paths.index(name)] = ([name], small, model.source(small))
+    with pytest.raises(ValueError, match=r"images: \(32, 32\) and \(64, 96\) reach the model"):
+        HeldOutImages(model, seed=0).start(paths, batches, alone, resumed=False)
+
+
 def test_training_looks_at_its_held_out_images_out_of_focus_and_with_defects() -> None:
     """A process that holds none of them has nothing to look at, and takes the sums of the others."""
     model, images = KdMultiresolutionDualModel("small_vgg"), pictures(8)

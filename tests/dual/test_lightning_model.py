@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from anomalib.data import Folder
 from anomalib.engine import Engine
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, OnExceptionCheckpoint
+from torch.utils.data import DataLoader, IterableDataset
 from torchvision.utils import save_image
 
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
@@ -279,6 +281,35 @@ def test_a_training_that_fails_leaves_a_model_that_is_free(pictures: Path, tmp_p
     images = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
     loaded = torch.load(file, weights_only=False)["model"]
     assert torch.equal(loaded.eval()(images).pred_score, network.eval()(images).pred_score)
+
+
+def test_a_checkpoint_on_an_exception_is_calibrated(pictures: Path, tmp_path: Path) -> None:
+    class Fail(Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == 2:
+                msg = "no further"
+                raise RuntimeError(msg)
+
+    callbacks = [Fail(), OnExceptionCheckpoint(tmp_path, "broken")]
+    with pytest.raises(RuntimeError, match="no further"):
+        engine(tmp_path, callbacks=callbacks).fit(model(), datamodule=data(pictures))
+    state = torch.load(tmp_path / "broken.ckpt", weights_only=False)["state_dict"]
+    assert bool(state["post_processor._image_threshold"].isfinite())
+    assert not bool((state["model.family_weight"] == 1).all())
+
+
+def test_a_loader_without_a_length_is_refused_in_words(pictures: Path, tmp_path: Path) -> None:
+    module = data(pictures)
+    module.setup()
+
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return iter(module.train_dataloader())
+
+    loader = DataLoader(Stream(), batch_size=None)
+    for epochs in (None, 2):
+        with pytest.raises(ValueError, match="nothing says how many there are"):
+            engine(tmp_path).fit(model(epochs=epochs), train_dataloaders=loader)
 
 
 @pytest.mark.slow

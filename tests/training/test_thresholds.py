@@ -89,6 +89,11 @@ class StopInTheEnd(Callback):
         trainer.should_stop = True
 
 
+class StopAfterTwo(Callback):
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.should_stop = trainer.current_epoch == 1
+
+
 class StopInTheMiddle(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         trainer.should_stop = trainer.global_step == STEPS + 2
@@ -106,6 +111,7 @@ def ends() -> dict[str, tuple[list[Callback], dict[str, Any]]]:
         "in its middle": ([StopInTheMiddle()], {}),
         "time": ([timer], {}),
         "rare validation": ([], {"check_val_every_n_epoch": 2}),
+        "after a rare validation": ([StopAfterTwo()], {"check_val_every_n_epoch": 2}),
     }
 
 
@@ -128,6 +134,21 @@ def test_a_checkpoint_of_the_last_weights_has_its_thresholds(
     if kind is KdMultiresolution:
         (path,) = tmp_path.rglob("*.ckpt")
         assert fitted_anew(kind, path, pictures, tmp_path / "again") == pytest.approx(thresholds(checkpoint), rel=1e-5)
+
+
+class Remove(StopAfterTwo):
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for path in Path(trainer.default_root_dir).rglob("*.ckpt"):
+            path.unlink()
+
+
+def test_a_checkpoint_that_cannot_be_read_does_not_end_a_finished_training(
+    pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = make(KdMultiresolution)
+    fit(network, pictures, tmp_path, [Remove()], check_val_every_n_epoch=2)
+    assert "The last checkpoint has no threshold of pixels" in caplog.text
+    assert bool(network.post_processor.pixel_threshold.isfinite())
 
 
 class Raise(Callback):
