@@ -117,13 +117,15 @@ def runtimes(file: Path) -> dict[str, Run]:
 
 
 def in_torch(model: AnomalibModule, images: Array) -> Outputs:
-    """Return a model's outputs by name."""
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        outputs = model(torch.from_numpy(images).to(model.device))._asdict()
-    model.train(was_training)
-    return {name: output.cpu().numpy() for name, output in outputs.items() if output is not None}
+    """Return a model's outputs by name, computed where a file is run: a GPU may compute in fewer digits."""
+    was_training, device = model.training, model.device
+    model.eval().cpu()
+    try:
+        with torch.no_grad():
+            outputs = model(torch.from_numpy(images))._asdict()
+    finally:
+        model.train(was_training).to(device)
+    return {name: output.numpy() for name, output in outputs.items() if output is not None}
 
 
 def compared(model: AnomalibModule, ours: Sequence[Outputs], expected: Sequence[Outputs]) -> dict[str, Any]:
