@@ -124,7 +124,7 @@ def test_the_four_inferencers_give_what_the_engine_gives(
 @pytest.mark.parametrize("name", MODELS)
 def test_masks_by_mebin_in_pictures_as_large_as_their_files(name: str, pictures: Path, tmp_path: Path) -> None:
     visualizer = FrameVisualizer(as_large_as_file=True, output_dir=tmp_path / "drawn")
-    network = built(name, post_processor=MEBinPostProcessor(), visualizer=visualizer)
+    network = built(name, post_processor=MEBinPostProcessor(sample_rate=32, min_interval_len=2), visualizer=visualizer)
     engine = Engine(**ENGINE, default_root_dir=tmp_path)
     engine.fit(network, datamodule=folder_data(pictures))
     batches = engine.predict(network, data_path=pictures / "bad")
