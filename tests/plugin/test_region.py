@@ -142,7 +142,7 @@ def test_a_checkpoint_has_it_without_the_file(trained: Any, pictures: Path, tmp_
 
 
 def test_an_export_has_it(pictures: Path, tmp_path: Path) -> None:
-    network, _ = fitted("gradient", pictures, "quiet", tmp_path, source="small_vgg")
+    network, _ = fitted("discrepancy", pictures, "quiet", tmp_path, source="small_vgg")
     session = onnxruntime.InferenceSession(network.to_onnx(tmp_path))
     names = [output.name for output in session.get_outputs()]
 

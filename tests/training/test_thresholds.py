@@ -336,9 +336,10 @@ def without_thresholds(
     request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Model:
     """A model that knows no threshold: trained without validation images, or not trained."""
-    network = make(request.param)
-    if request.param is KdMultiresolution:
-        fit(network, pictures, tmp_path_factory.mktemp("run"), limit_val_batches=0)
+    if request.param is KdMultiresolutionDual:
+        return make(KdMultiresolutionDual)
+    network = make(KdMultiresolution, anomaly_map="discrepancy")  # soon exported
+    fit(network, pictures, tmp_path_factory.mktemp("run"), limit_val_batches=0)
     return network
 
 
