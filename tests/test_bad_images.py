@@ -21,6 +21,8 @@ from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
 from kd_multiresolution.data import OneClassFolder
 from kd_multiresolution.plugin.finite import NonFiniteError
 
+pytestmark = pytest.mark.slow
+
 SIZE = 64
 NAN, INF = float("nan"), float("inf")
 Save = Callable[[Path], None]

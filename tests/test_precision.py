@@ -13,6 +13,8 @@ from anomalib.models import AnomalibModule
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
 from tests.data.generated import write_noise_folders
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("model_class", [KdMultiresolution, KdMultiresolutionDual])
 @pytest.mark.parametrize("precision", ["16-true", "bf16-true", "16-mixed", "64-true"])

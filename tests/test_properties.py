@@ -17,6 +17,8 @@ from kd_multiresolution.paper.discrepancy import local_discrepancy
 from kd_multiresolution.plugin.finite import NonFiniteError, checked_predictions
 from kd_multiresolution.plugin.post_processor import UnclampedPostProcessor
 
+pytestmark = pytest.mark.slow
+
 STRIDE = 16
 KINDS: dict[str, dict[str, Any]] = {
     "gradient": {},

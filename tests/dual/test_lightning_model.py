@@ -26,6 +26,8 @@ from kd_multiresolution.plugin.export_check import FLOAT32, open_vino
 from kd_multiresolution.plugin.post_processor import FalseAlarmPostProcessor
 from kd_multiresolution.training.batches import training_batches
 
+pytestmark = pytest.mark.slow
+
 SIZE = 64
 
 
@@ -108,7 +110,6 @@ def test_a_batch_of_held_out_images_alone_moves_nothing(pictures: Path, tmp_path
     assert all(held_out != has_moved for held_out, has_moved in moved)
 
 
-@pytest.mark.slow
 def test_same_seed_same_figures(pictures: Path, tmp_path: Path) -> None:
     networks = [model(epochs=1), model(epochs=1)]
     for i, network in enumerate(networks):
@@ -118,7 +119,6 @@ def test_same_seed_same_figures(pictures: Path, tmp_path: Path) -> None:
     assert all(torch.equal(states[0][name], states[1][name]) for name in tensors)
 
 
-@pytest.mark.slow
 def test_resumed_training_equals_uninterrupted_training(pictures: Path, tmp_path: Path) -> None:
     whole = model()
     checkpoints = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, every_n_epochs=1, save_on_train_epoch_end=True)
@@ -161,7 +161,6 @@ def test_a_training_of_another_length_rate_or_seed_is_not_resumed(
         engine(tmp_path).fit(model(**arguments), datamodule=data(pictures, batch_size), ckpt_path=interrupted)
 
 
-@pytest.mark.slow
 def test_a_training_that_ends_early_is_calibrated_and_warns(
     pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -209,7 +208,6 @@ def test_validation_images_do_not_move_the_threshold(
     assert torch.equal(network.post_processor.image_threshold, before)
 
 
-@pytest.mark.slow
 def test_anomalibs_own_post_processor_works_on_top(pictures: Path, tmp_path: Path) -> None:
     network = model(epochs=1, post_processor=PostProcessor())
     runner = engine(tmp_path)
@@ -218,7 +216,6 @@ def test_anomalibs_own_post_processor_works_on_top(pictures: Path, tmp_path: Pat
     assert runner.test(network, datamodule=data(pictures))[0]["image_AUROC"] >= 0
 
 
-@pytest.mark.slow
 def test_number_of_epochs_follows_from_the_steps(pictures: Path, tmp_path: Path, monkeypatch: Any) -> None:
     assert STEPS == 1400, "as documented"
     monkeypatch.setattr("kd_multiresolution.dual.cycle.STEPS", 7)
@@ -232,7 +229,6 @@ def test_number_of_epochs_follows_from_the_steps(pictures: Path, tmp_path: Path,
     assert network.post_processor.image_threshold.isfinite(), "a training that ends within an epoch is calibrated too"
 
 
-@pytest.mark.slow
 def test_rate_falls_to_zero_with_the_last_step(pictures: Path, tmp_path: Path) -> None:
     rates = []
 
@@ -312,7 +308,6 @@ def test_a_loader_without_a_length_is_refused_in_words(pictures: Path, tmp_path:
             engine(tmp_path).fit(model(epochs=epochs), train_dataloaders=loader)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("export_type", ["onnx", "openvino"])
 def test_exports_by_the_ordinary_route(
     trained: tuple[KdMultiresolutionDual, Engine], tmp_path: Path, export_type: str
@@ -355,7 +350,6 @@ def test_too_few_images_are_refused(tmp_path: Path) -> None:
         engine(tmp_path).fit(model(), datamodule=data(root))
 
 
-@pytest.mark.slow
 def test_mixed_precision_compares_features_of_the_same_precision(pictures: Path, tmp_path: Path) -> None:
     network = model(epochs=1)
     engine(tmp_path, precision="bf16-mixed", callbacks=[Compared()]).fit(network, datamodule=data(pictures))

@@ -17,6 +17,8 @@ from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
 from kd_multiresolution.plugin.learnt import MOST, LearntNormals, distribution
 from kd_multiresolution.plugin.pictures import STATISTICS, picture_statistics
 
+pytestmark = pytest.mark.slow
+
 MODELS = [KdMultiresolution, KdMultiresolutionDual]
 
 

@@ -28,6 +28,8 @@ from kd_multiresolution.results.judged import JudgedRun
 from kd_multiresolution.results.page import Heading
 from kd_multiresolution.results.scored import ScoredImages, told_apart_at
 
+pytestmark = pytest.mark.slow
+
 WIDE = (192, 64)
 SPOT = (60, 24, 84, 48)  # of the wide files: left, top, right, bottom
 LIGHT: dict[str, Any] = {"source": "small_vgg", "critical_points": ["pool2", "pool3", "pool4"]}

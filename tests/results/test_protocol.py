@@ -23,6 +23,8 @@ from sklearn.metrics import roc_auc_score
 from kd_multiresolution import EvaluationAfterConvergence, KdMultiresolution, KdMultiresolutionDual
 from kd_multiresolution.results.protocol import RESULT_FILE, read_coverage
 
+pytestmark = pytest.mark.slow
+
 METRICS = {"image_AUROC", "image_F1", "pixel_AUROC", "pixel_AUROC_anomalous", "AUPRO"}
 SIZE = 32
 AT_ONCE = {"window": 1, "tolerance": 0.999}  # converged after two epochs, whatever the loss does
@@ -160,7 +162,6 @@ def test_convergence_and_limit_together(
     assert evaluation.epochs == expected
 
 
-@pytest.mark.slow
 def test_training_is_the_same_with_and_without(pictures: Path, tmp_path: Path) -> None:
     evaluation = EvaluationAfterConvergence(evaluations=100, interval=1, **AT_ONCE)
     networks = [model(epochs=5, score_points=["pool4"]) for _ in range(2)]

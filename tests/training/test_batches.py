@@ -18,6 +18,8 @@ from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
 from kd_multiresolution.training.batches import paths_of
 from tests.training.conftest import NUM_IMAGES
 
+pytestmark = pytest.mark.slow
+
 BOTH = (KdMultiresolution, KdMultiresolutionDual)
 
 
@@ -141,7 +143,6 @@ def test_nor_does_the_cache_read_what_an_epoch_has_not(
     assert len(read) < NUM_IMAGES
 
 
-@pytest.mark.slow
 def test_a_limited_training_is_resumed(data: Folder, tmp_path: Path) -> None:
     data.train_batch_size = 2
     short = {"limit_train_batches": 2}
