@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
 
 import torch
 from anomalib import LearningType
@@ -35,7 +35,7 @@ from kd_multiresolution.source.weights import are_weights_following, weights_fol
 
 logger = logging.getLogger(__name__)
 
-_CONFIGURED: WeakKeyDictionary[Trainer, tuple[ReferenceType[Any], list[Callback]]] = WeakKeyDictionary()
+_CONFIGURED: WeakKeyDictionary[Trainer, tuple[ReferenceType[Any], WeakSet[Callback]]] = WeakKeyDictionary()
 """The last model of ours that a trainer had, and its callbacks: Lightning leaves them there for the next model."""
 
 
@@ -96,12 +96,15 @@ class PluginModule(ExplainedExport):
         model, theirs = _CONFIGURED[self._trainer]
         if model() is not self:
             callbacks: list[Callback] = cast("Any", self._trainer).callbacks
-            callbacks[:] = [callback for callback in callbacks if all(callback is not other for other in theirs)]
+            callbacks[:] = [callback for callback in callbacks if callback not in theirs]
 
     def configured(self, callbacks: list[Callback]) -> list[Callback]:
-        """Return the callbacks, and know that they are this model's."""
+        """Return the callbacks, and know that they are this model's, beside those that it had in the trainer before."""
         if self._trainer is not None:
-            _CONFIGURED[self._trainer] = (ref(self), callbacks)
+            model, earlier = _CONFIGURED.get(self._trainer, (None, WeakSet()))
+            mine = earlier if model is not None and model() is self else WeakSet()
+            mine.update(callbacks)
+            _CONFIGURED[self._trainer] = (ref(self), mine)
         return callbacks
 
     def judge_within(self, region: str | Path | None) -> None:
