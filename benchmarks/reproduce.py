@@ -22,7 +22,7 @@ from kd_multiresolution.source.network import Source
 from kd_multiresolution.source.stages import levels_of_strides
 from reporting import in_a_line, quiet
 from reproduction.data import DATASETS
-from reproduction.experiment import fingerprint, run
+from reproduction.experiment import fingerprint, run, state_file
 from reproduction.rendering import render
 from reproduction.results import Results
 from reproduction.settings import Settings, View, united
@@ -61,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             result = run(settings, options.source_weights, root, options.workers, options.checkpoints)
             print(f"{results.write(settings, result)}, {result['seconds']:.0f} s")
+            if options.checkpoints is not None:
+                state_file(settings, options.checkpoints).unlink(missing_ok=True)
         except Exception as error:
             logger.exception("%s failed; the next one follows.", settings.name)
             failures[settings.training] = in_a_line(error)
@@ -119,7 +121,11 @@ def parser() -> argparse.ArgumentParser:
     add("--splits", nargs="+", type=seed, default=[0], help="of BrainMRI and HeadCT: seeds of the held-out images")
     add("--root", type=Path, help="folder of the data; for Table 6 the one of brain_mri and head_ct")
     add("--output", type=Path, default=Path("results/reproduce"), help="folder of results and tables")
-    add("--checkpoints", type=Path, help="folder to keep the trained models in")
+    add(
+        "--checkpoints",
+        type=Path,
+        help="folder to keep the trained models in, and what an interrupted training goes on from",
+    )
     add("--model", choices=["paper", "dual"], default="paper", help="dual: Tables 2, 3, 5, 6, evaluated at the end")
     add("--source", default="vgg16.tv_in1k", help="the frozen network")
     add("--source-weights", type=Path, help="its weight file instead of a download")

@@ -94,6 +94,24 @@ def pre_processor(settings: Settings) -> PreProcessor | None:
     return PreProcessor(transform=Compose(transforms))
 
 
+def state_file(settings: Settings, checkpoints: Path) -> Path:
+    """Return the file of a training's state, from which it goes on if it is interrupted."""
+    return checkpoints / f"{settings.stem}.unfinished.ckpt"
+
+
+def _keeping(state: Path | None, interval: int) -> ModelCheckpoint:
+    """Return what keeps a training's newest state, every ``interval`` epochs, or nothing."""
+    if state is None:
+        return ModelCheckpoint(save_top_k=0)
+    return ModelCheckpoint(
+        dirpath=state.parent,
+        filename=state.stem,
+        every_n_epochs=interval,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,  # one file, which is replaced
+    )
+
+
 def run(
     settings: Settings, weights: Path | None, root: Path | None, workers: int = 0, checkpoints: Path | None = None
 ) -> dict[str, Any]:
@@ -104,7 +122,9 @@ def run(
         weights: the source's weight file, ``None`` for the published weights of its name.
         root: the data set's folder, ``None`` for the data module's own default.
         workers: loader processes.
-        checkpoints: folder in which the trained model is kept, under the name of the training's result.
+        checkpoints: folder in which the trained model is kept, under the name of the training's result. Until it is,
+            the paper's model has its state of every :attr:`Settings.interval` epochs there, from which an interrupted
+            training goes on.
     """
     seed_everything(settings.seed, workers=True, verbose=False)
     arguments: dict[str, Any] = {
@@ -134,18 +154,21 @@ def run(
         )
     length: dict[str, Any] = {} if settings.epochs is None else {"max_epochs": settings.epochs}
     data = data_module(settings, root, workers)
+    # The dual model's training takes minutes, and its checkpoints a calibration each.
+    state = state_file(settings, checkpoints) if checkpoints is not None and settings.model == "paper" else None
+    goes_on = state is not None and state.exists()
     began = time.perf_counter()
     with TemporaryDirectory() as folder:
         engine = Engine(
             default_root_dir=folder,
-            # Nothing is kept but the figures: no checkpoint every epoch, no validation, whose threshold nobody uses.
-            callbacks=[evaluation, ModelCheckpoint(save_top_k=0)],
+            # Nothing else is kept but the figures, and nothing validated: nobody uses the threshold.
+            callbacks=[evaluation, _keeping(state, settings.interval)],
             limit_val_batches=0,
             enable_progress_bar=sys.stdout.isatty(),
             enable_model_summary=False,
             **length,
         )
-        engine.fit(model, datamodule=data)
+        engine.fit(model, datamodule=data, ckpt_path=state if goes_on else None)
         if checkpoints is not None:
             try:
                 engine.trainer.save_checkpoint(checkpoints / f"{settings.stem}.ckpt", weights_only=True)
@@ -156,6 +179,7 @@ def run(
         "environment": environment(),
         "images": {"train": len(data.train_data), "test": len(data.test_data)},
         "epochs": engine.trainer.current_epoch,
+        # Of a training that was interrupted, those since it went on.
         "seconds": round(time.perf_counter() - began, 1),
         **evaluation.summary,
     }

@@ -258,6 +258,38 @@ def test_a_training_that_ends_at_its_limit_is_averaged_over_its_last_epochs(medi
     assert roc_auc_score(labels, scores) == pytest.approx(result["metrics"]["scores/image_AUROC"]["values"][-1])
 
 
+def test_an_interrupted_training_goes_on_from_its_last_state(
+    medical: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--dataset", "brain_mri", "--epochs", "6", "--evaluations", "2", "--interval", "2", "--batch-size", "4"]
+    step, steps = KdMultiresolution.training_step, []
+
+    def interrupted(self: KdMultiresolution, batch: Any, index: int) -> Any:
+        steps.append(self.current_epoch)
+        if self.current_epoch == 5 and "first" in str(self.trainer.checkpoint_callback.dirpath):
+            raise RuntimeError("the machine was wanted for something else")
+        return step(self, batch, index)
+
+    monkeypatch.setattr(KdMultiresolution, "training_step", interrupted)
+    for folder, failures in (("first", 1), ("whole", 0)):
+        kept = str(tmp_path / folder)
+        assert reproduce_table(6, medical, tmp_path / folder, *options, "--checkpoints", kept) == failures
+    ((_, whole),) = Results(tmp_path / "whole" / "trainings")
+    (state,) = (tmp_path / "first").glob("*.ckpt")
+    assert state.name.endswith(".unfinished.ckpt")
+
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    state.rename(moved / state.name)
+    steps.clear()
+    assert reproduce_table(6, medical, moved, *options, "--checkpoints", str(moved)) == 0
+    assert steps == [4, 5]
+    ((_, resumed),) = Results(moved / "trainings")
+    assert [path.name for path in moved.glob("*.ckpt")] == [state.name.replace(".unfinished", "")]
+    assert resumed["evaluated_after"] == [4, 6]
+    assert resumed["metrics"] == whole["metrics"]
+
+
 def test_the_dual_model_is_evaluated_at_the_end_of_its_cycle(medical: Path, tmp_path: Path) -> None:
     options = ["--dataset", "brain_mri", "--epochs", "2", "--batch-size", "4"]
     assert reproduce_table(6, medical, tmp_path, *options) == 0
