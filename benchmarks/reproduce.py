@@ -16,6 +16,7 @@ from pathlib import Path
 
 from kd_multiresolution.dual.torch_model import STRIDES, check_dual_image_size
 from kd_multiresolution.paper.presets import BATCH_SIZE
+from kd_multiresolution.paper.value_weight import checked_value_weight
 from kd_multiresolution.plugin.arguments import check_seed
 from kd_multiresolution.source.images import check_image_size
 from kd_multiresolution.source.network import Source
@@ -131,6 +132,11 @@ def parser() -> argparse.ArgumentParser:
     add("--source-weights", type=Path, help="its weight file instead of a download")
     add("--pretrained", action=argparse.BooleanOptionalAction, default=True, help="trained weights, or random ones")
     add("--critical-points", nargs="+", metavar="POINT", help="instead of the model's own")
+    add(
+        "--score-points", nargs="+", metavar="POINT", help="those that make up score and map, instead of the last three"
+    )
+    add("--scale-channels", action="store_true", help="bring each channel of the source to a mean square of one")
+    add("--value-weight", type=value_weight, help="of the value term, or auto, instead of the preset's")
     add("--image-size", type=positive, help="pixels, instead of the preset's size and cut")
     add("--imagenet-normalization", action=argparse.BooleanOptionalAction, help="instead of the preset's choice")
     add("--batch-size", type=positive, default=BATCH_SIZE, help="images per training step")
@@ -156,6 +162,16 @@ def natural(text: str) -> int:
     return 0 if text == "0" else positive(text)
 
 
+def value_weight(text: str) -> float | str:
+    """Return a factor of the value term, or ``auto``."""
+    try:
+        weight = text if text == "auto" else float(text)
+        checked_value_weight(weight)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return weight
+
+
 def seed(text: str) -> int:
     """Return a seed."""
     try:
@@ -166,10 +182,24 @@ def seed(text: str) -> int:
 
 
 def shared_settings(options: argparse.Namespace, source: Source) -> dict[str, object]:
-    """Return what all trainings of a call have in common; where nothing is said, the preset rules."""
+    """Return what all trainings of a call have in common; where nothing is said, the preset rules.
+
+    Raises:
+        ValueError: if the dual model is given what only the paper's has.
+    """
+    of_paper = {
+        "--score-points": options.score_points,
+        "--scale-channels": options.scale_channels,
+        "--value-weight": options.value_weight,
+    }
+    if options.model == "dual" and (given := [name for name, value in of_paper.items() if value]):
+        msg = f"{', '.join(given)}: --model=dual has no such parts. Leave it out."
+        raise ValueError(msg)
     form = {
         "image_size": (options.image_size, options.image_size) if options.image_size else None,
         "imagenet_normalization": options.imagenet_normalization,
+        "value_weight": options.value_weight,
+        "score_points": tuple(options.score_points) if options.score_points else None,
     }
     return {
         **{name: value for name, value in form.items() if value is not None},
@@ -178,6 +208,7 @@ def shared_settings(options: argparse.Namespace, source: Source) -> dict[str, ob
         "weights": options.source_weights.name if options.source_weights else None,
         "weights_sha256": fingerprint(source),
         "critical_points": source.critical_points,
+        "scale_channels": options.scale_channels,
         "batch_size": options.batch_size,
         "epochs": options.epochs,
         "evaluations": options.evaluations if options.model == "paper" else 1,

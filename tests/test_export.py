@@ -34,7 +34,9 @@ SIZE = 64
 MODELS = {
     "small_vgg both": {"source": "small_vgg"},
     "small_vgg discrepancy": {"source": "small_vgg", "anomaly_map": "discrepancy", "percentile_scale": True},
-    "efficientnet_lite0 both": {"source": "efficientnet_lite0", "critical_points": ["blocks.1", "blocks.2"]},
+    "efficientnet_lite0 both": {
+        "source": "efficientnet_lite0", "critical_points": ["blocks.1", "blocks.2"], "scale_channels": True,
+    },
     "vgg11_bn cloner": {"source": "vgg11_bn", "pretrained": False, "attribution_path": "cloner"},
     "resnet18 guided": {
         "source": "resnet18", "pretrained": False, "critical_points": ["layer1", "layer2"],
@@ -46,6 +48,8 @@ MODELS = {
 def model(**arguments: object) -> KdMultiresolution:
     network = KdMultiresolution(**{"image_size": SIZE, **arguments}).eval()
     generator = torch.Generator().manual_seed(0)
+    if (scale := network.model.channel_scale) is not None:
+        scale.measure([torch.rand(factor.numel(), generator=generator) for factor in scale.factors])
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):  # an untrained one does nothing
             module.running_mean.normal_(0, 0.1, generator=generator)

@@ -147,7 +147,13 @@ def run(
     if settings.model == "dual":
         model, evaluation = KdMultiresolutionDual(**arguments, **components), EvaluationAtTheEnd()
     else:
-        arguments |= {"cloner": settings.cloner, "terms": settings.terms, "value_weight": settings.value_weight}
+        arguments |= {
+            "cloner": settings.cloner,
+            "terms": settings.terms,
+            "value_weight": settings.value_weight,
+            "scale_channels": settings.scale_channels,
+            "score_points": None if settings.score_points is None else list(settings.score_points),
+        }
         model = KdMultiresolution(**arguments, **components)
         evaluation = ViewsAfterConvergence(
             settings.views, {**arguments, "source_weights": None}, settings.evaluations, settings.interval

@@ -111,9 +111,6 @@ def _section(table: Reproduction, case: Case, results: Results) -> list[str]:
     spreads = dict(zip(table.published.columns, row.spread or [None] * len(figures), strict=True))
     head = ["", "published", *OURS, *beside]
     first = next(iter(table.cells[case].values()))
-    parts = (
-        f"cloner {first.cloner}; terms {first.terms}" if first.model == "paper" else "the dual model, not the paper's"
-    )
     rows = [
         [
             column,
@@ -127,7 +124,18 @@ def _section(table: Reproduction, case: Case, results: Results) -> list[str]:
         means = _means(row, done, figures)
         rows.append([*means, *[""] * (len(head) - len(means))])
     text = markdown(head, rows)
-    return [f"## {case.method}", "", f"Critical points {', '.join(first.critical_points)}; {parts}.", "", text]
+    return [f"## {case.method}", "", f"Critical points {', '.join(first.critical_points)}; {_parts(first)}.", "", text]
+
+
+def _parts(settings: Settings) -> str:
+    """Return in words what else of the model decides a row's figures."""
+    if settings.model == "dual":
+        return "the dual model, not the paper's"
+    parts = [f"cloner {settings.cloner}", f"terms {settings.terms}"]
+    parts += [f"value weight {settings.value_weight}"] if settings.terms == "total" else []
+    parts += [f"scored at {', '.join(settings.score_points)}"] if settings.score_points else []
+    parts += ["each channel of the source in units of its root mean square"] if settings.scale_channels else []
+    return "; ".join(parts)
 
 
 def _means(row: Row, ours: Mapping[str, float], figures: Mapping[str, float | None]) -> list[str]:

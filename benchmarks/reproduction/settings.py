@@ -41,6 +41,9 @@ def attribution_view(method: str) -> View:
     return View(method, ATTRIBUTIONS[name], sigma=4.0 if plus else 0.0, percentile_scale=True)
 
 
+ADDED = {"score_points": None, "scale_channels": False}  # fields that older results lack, and what they mean by it
+
+
 @dataclass(frozen=True)
 class Settings(Record):
     """All that decides the figures of one training."""
@@ -57,7 +60,7 @@ class Settings(Record):
     critical_points: tuple[str, ...]  # where source and cloner are compared
     cloner: str  # `compact` or `equal`
     terms: str  # `total`, `value` or `direction`
-    value_weight: float  # factor of the value term
+    value_weight: float | str  # factor of the value term, or `auto`
     image_size: tuple[int, int]  # height and width in pixels
     resize: tuple[int, int] | None  # size before the cut to `image_size`; `None`: no cut
     imagenet_normalization: bool  # whether images are normalised as the source was trained
@@ -68,12 +71,14 @@ class Settings(Record):
     limit: int | None  # training images, and test images of either kind; `None`: all
     views: tuple[View, ...]  # how the trained model is read
     model: Literal["paper", "dual"] = "paper"  # `dual` has no cloner, terms and value weight to choose
+    score_points: tuple[str, ...] | None = None  # those that make up score and map; `None`: the model's own
+    scale_channels: bool = False  # whether each channel of the source is brought to a mean square of one
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain data, in which the model has an older name."""
+        """Return plain data: the model has an older name, and what older results lack is there if it was chosen."""
         plain = super().as_json()
         plain["variant"] = plain.pop("model")
-        return plain
+        return {name: value for name, value in plain.items() if name not in ADDED or value != ADDED[name]}
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Settings:

@@ -420,3 +420,26 @@ def test_reasons_are_one_line() -> None:
     assert in_a_line(RuntimeError("Error downloading:\n  http://a/b")) == "RuntimeError: Error downloading: http://a/b"
     caught = "Caught OSError in DataLoader worker process 0.\nOriginal Traceback:\n  File x\nOSError: a.png: cut off"
     assert in_a_line(OSError(caught)) == "OSError: a.png: cut off"
+
+
+def test_what_is_not_the_papers_is_said_and_is_another_training(medical: Path, tmp_path: Path) -> None:
+    short = ["--dataset", "brain_mri", "--epochs", "1"]
+    assert reproduce_table(6, medical, tmp_path, *short) == 0
+    options = ["--scale-channels", "--score-points", "pool3", "pool4", "--value-weight", "auto"]
+    assert reproduce_table(6, medical, tmp_path, *short, *options, "--checkpoints", str(tmp_path / "kept")) == 0
+    plain, scaled = sorted(Results(tmp_path / "trainings"), key=lambda pair: pair[0].scale_channels)
+    assert "scale_channels" not in plain[1]["settings"], "as in results from before there was a choice"
+    assert (scaled[0].score_points, scaled[0].value_weight) == (("pool3", "pool4"), "auto")
+    assert plain[1]["metrics"] != scaled[1]["metrics"]
+    text = (tmp_path / "table_6_32px.md").read_text()
+    assert "value weight auto; scored at pool3, pool4; each channel of the source in units of" in text
+    (checkpoint,) = (tmp_path / "kept").iterdir()
+    network = KdMultiresolution.load_from_checkpoint(checkpoint, pretrained=False).model
+    assert network.score_points == ("pool3", "pool4")
+    assert bool(network.channel_scale.is_measured)
+
+
+@pytest.mark.parametrize("option", [["--scale-channels"], ["--value-weight", "0.1"], ["--score-points", "pool3"]])
+def test_the_dual_model_has_none_of_the_papers_choices(medical: Path, tmp_path: Path, option: list[str]) -> None:
+    with pytest.raises(SystemExit, match=option[0]):
+        reproduce_table(6, medical, tmp_path, "--model", "dual", *option)

@@ -6,8 +6,9 @@ import torch
 
 from kd_multiresolution.dual.calibration import Calibration, ImageScore, calibrate
 from kd_multiresolution.dual.painted_defects import out_of_focus, painted
-from kd_multiresolution.dual.standardization import ChannelMoments
+from kd_multiresolution.dual.standardization import standardize
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
+from kd_multiresolution.source.channel_moments import ChannelMoments
 
 SIZE = (64, 96)
 
@@ -27,7 +28,7 @@ def calibration(
     features = model.source(model.checked_images(images))
     moments = ChannelMoments()
     moments.add(features)
-    moments.standardize(model.levels_units, alone)
+    standardize(model.levels_units, moments, alone)
     defective = model.source(painted(model.checked_images(images), torch.Generator().manual_seed(0)))
     blurred = model.source(out_of_focus(model.checked_images(images)))
     return calibrate(

@@ -18,8 +18,8 @@ from kd_multiresolution.dual.calibration import (
 )
 from kd_multiresolution.dual.maps import top_mean
 from kd_multiresolution.dual.painted_defects import out_of_focus, painted
-from kd_multiresolution.dual.standardization import SMALLEST_DEVIATION
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
+from kd_multiresolution.source.channel_moments import SMALLEST_DEVIATION
 from tests.dual.calibrated import SIZE, alone, calibrated, calibration, pictures
 
 

@@ -9,8 +9,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from kd_multiresolution.dual.held_out import HeldOutImages
-from kd_multiresolution.dual.standardization import exact
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
+from kd_multiresolution.source.channel_moments import exact
 
 
 class WithoutFloat64(TorchFunctionMode):

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from kd_multiresolution.dual.loss import cloner_losses
-from kd_multiresolution.dual.standardization import ChannelMoments
+from kd_multiresolution.dual.standardization import standardize
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
+from kd_multiresolution.source.channel_moments import ChannelMoments
 from tests.dual.calibrated import alone, pictures
 
 
@@ -23,7 +24,7 @@ def test_loss_is_in_standardised_units(scale: float) -> None:
     ]
     moments = ChannelMoments()
     moments.add(features)
-    moments.standardize(model.levels_units, alone)
+    standardize(model.levels_units, moments, alone)
     for cloner in (model.local_cloner, model.global_cloner):
         for head in cloner.heads:
             nn.init.zeros_(head.weight)

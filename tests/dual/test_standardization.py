@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from kd_multiresolution.dual.standardization import ChannelMoments, LevelConv, Standardization
+from kd_multiresolution.dual.standardization import LevelConv, Standardization, standardize
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
+from kd_multiresolution.source.channel_moments import ChannelMoments
 from tests.dual.calibrated import alone, pictures
 
 
@@ -36,7 +37,7 @@ def test_moments_are_those_of_all_images_at_once() -> None:
     moments = ChannelMoments()
     for part in features:
         moments.add(part)
-    moments.standardize(model.levels_units, alone)
+    standardize(model.levels_units, moments, alone)
     for units, level in zip(model.levels_units, zip(*features, strict=True), strict=True):
         values = torch.cat(level).transpose(0, 1).flatten(1)
         torch.testing.assert_close(units.mean, values.mean(1), rtol=1e-4, atol=1e-5)

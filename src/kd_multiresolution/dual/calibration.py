@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from kd_multiresolution.dual.maps import ChannelError, top_mean
-from kd_multiresolution.dual.standardization import Reduce, exact
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from kd_multiresolution.plugin.post_processor import NormalScores
+from kd_multiresolution.source.channel_moments import Reduce, exact
 
 LARGEST_GAIN = 5.0  # deviations: a defect that nobody can miss says nothing about others
 # Deviations by which a painted defect raises the cloners' disagreement (1.5 and more on parts, at most 0.5 on images of

@@ -16,9 +16,10 @@ from torch.utils.hooks import RemovableHandle
 
 from kd_multiresolution.dual.calibration import CHUNK, Calibration, ImageScore, Precision, calibrate
 from kd_multiresolution.dual.painted_defects import out_of_focus, painted
-from kd_multiresolution.dual.standardization import ChannelMoments, Reduce
+from kd_multiresolution.dual.standardization import standardize
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from kd_multiresolution.plugin.finite import check_finite
+from kd_multiresolution.source.channel_moments import ChannelMoments, Reduce
 from kd_multiresolution.source.region import within
 from kd_multiresolution.training.batches import fork_rng
 from kd_multiresolution.training.evaluation_mode import mark_of
@@ -143,7 +144,7 @@ class HeldOutImages:
         )
         self._blurred = self._features(out_of_focus(held_out))
         if not resumed:
-            moments.standardize(self.model.levels_units, reduce)
+            standardize(self.model.levels_units, moments, reduce)
 
     def _features(self, images: Tensor) -> list[Tensor]:
         """Return the source's features of the images, of which a blur or a paste may have left the region."""

@@ -115,6 +115,7 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         format=6,
         oldest_format=6,
         built=("source",),
+        built_before={},
         scoring=("sigma",),
         calibration={"image_score": "auto", "false_alarm_rate": FALSE_ALARM_RATE},
         remedy="trained anew",

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from kd_multiresolution.dual.standardization import SMALLEST_DEVIATION
 from kd_multiresolution.paper.discrepancy import local_direction, wide
+from kd_multiresolution.source.channel_moments import SMALLEST_DEVIATION
 
 FAMILIES = ("value", "direction", "disagreement")
 COARSER_SCALES = 2  # at which all critical points but the last are read as well

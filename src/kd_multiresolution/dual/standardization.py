@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from kd_multiresolution.source.channel_moments import ChannelMoments, Reduce, without_dead_channels
 from kd_multiresolution.source.derived import Derived
-
-SMALLEST_DEVIATION = 0.01  # of a channel, as a fraction of its level's mean; a dead channel must not be blown up
-
-Reduce = Callable[[Tensor], Tensor]
-"""Sums a tensor over all processes."""
-
-
-def exact(tensor: Tensor) -> Tensor:
-    """Return a tensor in float64, on the host where its device has no such numbers: long sums keep their digits."""
-    try:
-        return tensor.double()
-    except (TypeError, RuntimeError):  # Apple's and some of Intel's
-        return tensor.cpu().double()
 
 
 class Standardization(nn.Module):
@@ -43,8 +31,7 @@ class Standardization(nn.Module):
         """Set the statistics from the first two moments, (C,) each."""
         deviation = (mean_square - mean.square()).clamp_min(0).sqrt()
         self.mean.copy_(mean)
-        smallest = (SMALLEST_DEVIATION * deviation.mean()).clamp_min(torch.finfo(torch.float32).eps)
-        self.deviation.copy_(deviation.clamp_min(smallest))
+        self.deviation.copy_(without_dead_channels(deviation))
 
 
 class LevelConv(nn.Conv2d):
@@ -85,23 +72,7 @@ class LevelConv(nn.Conv2d):
         return self.bias
 
 
-class ChannelMoments:
-    """Sums over images and positions of each channel of each critical point, for mean and deviation."""
-
-    def __init__(self) -> None:
-        self.sums: list[Tensor] = []
-
-    def add(self, features: Sequence[Tensor]) -> None:
-        """Add the features of some images, one (N, C_i, H_i, W_i) tensor per critical point."""
-        sums = []
-        for level in features:
-            wide = exact(level)
-            count = wide.new_full((level.shape[1],), level.numel() / level.shape[1])
-            sums.append(torch.stack([count, wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))]))
-        self.sums = [a + b for a, b in zip(self.sums, sums, strict=True)] if self.sums else sums
-
-    def standardize(self, levels: Iterable[Standardization], reduce: Reduce) -> None:
-        """Set the units of each level from the sums over all processes."""
-        for units, sums in zip(levels, self.sums, strict=True):
-            count, total, squares = reduce(sums)
-            units.set(total / count, squares / count)
+def standardize(levels: Iterable[Standardization], moments: ChannelMoments, reduce: Reduce) -> None:
+    """Set the units of each level from the sums over all processes."""
+    for units, (mean, mean_square) in zip(levels, moments.of_levels(reduce), strict=True):
+        units.set(mean, mean_square)

@@ -18,6 +18,7 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, fx, nn
 
 from kd_multiresolution.paper.backward_rules import has_rule, normalized, pulled_back
+from kd_multiresolution.paper.channel_scale import ChannelScale
 from kd_multiresolution.paper.discrepancy import TERMS, checked_features, discrepancy, normalize_terms
 from kd_multiresolution.source.network import Source
 
@@ -193,6 +194,7 @@ def explicit_gradient(
     value_weight: float,
     terms: str | Sequence[str] = TERMS,
     guided: bool = False,
+    channel_scale: ChannelScale | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return each image's score and its gradient at the input, by forward operators alone.
 
@@ -204,6 +206,7 @@ def explicit_gradient(
         value_weight: as for the discrepancy.
         terms: as for the discrepancy.
         guided: as of :meth:`RecordedNetwork.backward`, at the cloner's ReLUs.
+        channel_scale: the units in which the cloner imitates the source's features; ``None``: their own.
 
     Returns:
         The scores (N,) and the gradients (N, 3, H, W).
@@ -213,6 +216,8 @@ def explicit_gradient(
         source_features, source_results = source.forward(images)
     else:
         source_features, source_results = source(images), {}
+    if channel_scale is not None:
+        source_features = channel_scale(source_features)
     scored = [[*compress(features, is_scored)] for features in (source_features, at_critical_points)]
     scores = discrepancy(*scored, value_weight=value_weight, terms=terms)
     at_source, at_cloner = (
@@ -221,6 +226,8 @@ def explicit_gradient(
     )
     gradient = cloner.backward(cloner_results, at_cloner, guided=guided)
     if isinstance(source, RecordedNetwork):
+        if channel_scale is not None:
+            at_source = channel_scale.pulled_back(at_source)
         gradient = gradient + source.backward(source_results, at_source)
     return scores, gradient
 

@@ -34,7 +34,8 @@ from kd_multiresolution.plugin.tiling import allow_tiles
 from kd_multiresolution.results.drift import DriftWarning
 from kd_multiresolution.results.report import Report
 from kd_multiresolution.results.visualizer import FrameVisualizer, check_drawable
-from kd_multiresolution.training.batches import batches_of_an_epoch, sum_over_processes
+from kd_multiresolution.source.channel_moments import ChannelMoments
+from kd_multiresolution.training.batches import batches_of_an_epoch, fork_rng, sum_over_processes
 from kd_multiresolution.training.cache import TrainingCache
 from kd_multiresolution.training.convergence import ConvergenceStopping
 from kd_multiresolution.training.epochs import EpochLimit, EpochSeeds
@@ -70,6 +71,9 @@ class KdMultiresolution(PluginModule, AnomalibModule):
         terms: terms of the discrepancy: ``total`` (both), ``value`` or ``direction``.
         value_weight: factor of the value term beside the direction term, above 0; or ``auto``, the paper's rule: equal
             initial size of both, measured on the first batches before the first step.
+        scale_channels: divide each channel of the source by its root mean square over the training images, measured
+            once, before the first step, so that all channels and levels count alike. For the gradient map of another
+            source than VGG-16, whose levels need none; see ``docs/anomaly_maps.md``.
         anomaly_map: ``gradient`` of the score at the input; ``smooth_grad``, its mean over noisy copies of the image;
             ``guided_backprop``, guided at the cloner's ReLUs; ``discrepancy`` of source and cloner at each position,
             which needs no gradient; null for image scores alone.
@@ -122,7 +126,8 @@ class KdMultiresolution(PluginModule, AnomalibModule):
         model="KdMultiresolution",
         format=4,
         oldest_format=0,
-        built=("source", "cloner", "cloner_bias", "cloner_batch_norm"),
+        built=("source", "cloner", "cloner_bias", "cloner_batch_norm", "scale_channels"),
+        built_before={"scale_channels": False},
         scoring=(
             "terms", "value_weight", "score_points", "anomaly_map", "attribution_path", "sigma", "percentile_scale",
         ),
@@ -142,6 +147,7 @@ class KdMultiresolution(PluginModule, AnomalibModule):
         cloner_batch_norm: bool = True,
         terms: Literal["total", "value", "direction"] = "total",
         value_weight: float | Literal["auto"] = DEFAULT.value_weight,
+        scale_channels: bool = False,
         anomaly_map: Literal["gradient", "smooth_grad", "guided_backprop", "discrepancy"] | None = "gradient",
         attribution_path: Literal["both", "cloner"] = "both",
         smooth_grad_samples: int = 50,
@@ -254,21 +260,39 @@ class KdMultiresolution(PluginModule, AnomalibModule):
         return adam(self.model.cloner.parameters(), self.learning_rate)
 
     def on_train_start(self) -> None:
-        """Measure the value weight if it is ``auto``; a resumed training has it."""
+        """Measure the channels' scale, and the value weight if it is ``auto``; a resumed training has both."""
+        scale = self.model.channel_scale
+        if scale is not None and not scale.is_measured:
+            scale.measure(mean_square for _, mean_square in self._channel_moments())
         if self.model.value_weight is None:
             images = (self.model.checked_images(batch.image) for batch in batches_of_an_epoch(self.trainer, self))
             self.model.value_weight = initial_value_weight(
-                self.model.source, self.model.cloner, images, lambda tensor: sum_over_processes(self.trainer, tensor)
+                lambda images: self.model.in_units(self.model.source(images)),
+                self.model.cloner,
+                images,
+                lambda tensor: sum_over_processes(self.trainer, tensor),
             )
             logger.info("value_weight: auto = %.6g", self.model.value_weight)
+
+    def _channel_moments(self) -> list[tuple[Tensor, Tensor]]:
+        """Return mean and mean square of the source's channels over the training images."""
+        moments = ChannelMoments()
+        with fork_rng(self.device), torch.no_grad():
+            for batch in batches_of_an_epoch(self.trainer, self):
+                moments.add(self._source_features(batch, self.model.checked_images(batch.image)))
+        return moments.of_levels(lambda tensor: sum_over_processes(self.trainer, tensor))
+
+    def _source_features(self, batch: Any, images: Tensor) -> list[Tensor]:
+        """Return the source's features of training images, checked before, from the cache if they are there."""
+        paths = getattr(batch, "image_path", None)  # batches of videos have none
+        with torch.no_grad():
+            return self.training_cache.source_features(self.model.source, paths, images)
 
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> Tensor:
         """Return the mean discrepancy of the batch over all critical points (Eq. 4)."""
         del args, kwargs
         images = self.model.checked_images(cast("Tensor", batch.image))
-        paths = getattr(batch, "image_path", None)  # batches of videos have none
-        with torch.no_grad():
-            features = self.training_cache.source_features(self.model.source, paths, images)
+        features = self.model.in_units(self._source_features(batch, images))
         terms = discrepancy_terms(features, self.model.cloner(images), self.model.terms)
         loss = weighted_sum(terms, self.model.known_value_weight).mean()
         self.epoch_losses.add(loss, terms, batch.batch_size)

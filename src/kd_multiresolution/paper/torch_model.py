@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kd_multiresolution.paper.anomaly_map import AnomalyMapGenerator, discrepancy_map
 from kd_multiresolution.paper.attribution import CHUNK_SIZE, check_smooth_grad, guided_relu, input_gradient, smooth_grad
 from kd_multiresolution.paper.backward import RecordedNetwork, explicit_gradient, recorded_source
+from kd_multiresolution.paper.channel_scale import ChannelScale
 from kd_multiresolution.paper.cloner import Cloner
 from kd_multiresolution.paper.discrepancy import discrepancy, normalize_terms
 from kd_multiresolution.paper.evaluation import HAVE_FLOAT64, fast_scores, fast_scores_and_maps
@@ -46,6 +47,8 @@ class KdMultiresolutionModel(nn.Module):
         cloner_batch_norm: give the cloner batch norm.
         terms: ``total``, ``value`` or ``direction``.
         value_weight: factor of the value term, > 0; ``auto``: the paper's rule, set at the start of training.
+        scale_channels: divide each channel of the source by its root mean square on normal images, measured at the
+            start of training.
         anomaly_map: ``gradient`` of the score at the input, ``smooth_grad`` (its mean over noisy copies of the image),
             ``guided_backprop`` (guided at the cloner's ReLUs); ``discrepancy`` of each position, which needs no
             gradient; or ``None`` for scores alone.
@@ -78,6 +81,7 @@ class KdMultiresolutionModel(nn.Module):
         cloner_batch_norm: bool = True,
         terms: str | Sequence[str] = "total",
         value_weight: float | str = 0.5,
+        scale_channels: bool = False,
         anomaly_map: str | None = "gradient",
         attribution_path: str = "both",
         smooth_grad_samples: int = 50,
@@ -109,6 +113,8 @@ class KdMultiresolutionModel(nn.Module):
             source, pretrained=pretrained, weights=source_weights, critical_points=critical_points, seed=seed
         )
         self.score_points = score_points_of(self.source.critical_points, score_points)
+        channels = [level.channels for level in self.source.levels if level.critical]
+        self.channel_scale = ChannelScale(channels) if scale_channels else None
         self.cloner = Cloner(self.source.levels, size=cloner, bias=cloner_bias, batch_norm=cloner_batch_norm, seed=seed)
         self.anomaly_map_generator = AnomalyMapGenerator(sigma, percentile_scale=percentile_scale)
         self._is_recorded: bool | None = None
@@ -131,12 +137,16 @@ class KdMultiresolutionModel(nn.Module):
     def features(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the activations of source and cloner at the critical points, two lists of (N, C_i, H_i, W_i).
 
-        The source's have no graph. Images and errors are those of :meth:`forward`.
+        The source's, in the units of :meth:`in_units`, have no graph. Images and errors are those of :meth:`forward`.
         """
         images = self.checked_images(images)
         with torch.no_grad():
-            source_features = self.source(images)
+            source_features = self.in_units(self.source(images))
         return source_features, self.cloner(images)
+
+    def in_units(self, source_features: Sequence[Tensor]) -> list[Tensor]:
+        """Return the source's features as the cloner imitates them: scaled, if they are, or as they are."""
+        return [*source_features] if self.channel_scale is None else self.channel_scale(source_features)
 
     def forward(self, images: Tensor) -> InferenceBatch | tuple[list[Tensor], list[Tensor]]:
         """Return :meth:`features` in training mode, scores and maps in evaluation mode.
@@ -174,10 +184,10 @@ class KdMultiresolutionModel(nn.Module):
 
         Args:
             images: as :meth:`checked_images` returns them.
-            source_features: the source's at the critical points.
+            source_features: the source's own at the critical points.
         """
         return InferenceBatch(
-            pred_score=self._discrepancy(source_features, self._folded_cloner.of(self.cloner)(images))
+            pred_score=self._discrepancy(self.in_units(source_features), self._folded_cloner.of(self.cloner)(images))
         )
 
     def _predict_forward(self, images: Tensor) -> InferenceBatch:
@@ -235,6 +245,7 @@ class KdMultiresolutionModel(nn.Module):
             value_weight=self.known_value_weight,
             terms=self.terms,
             guided=self.anomaly_map == "guided_backprop",
+            channel_scale=self.channel_scale,
         )
 
     def check_exportable(self, export_type: str) -> None:
@@ -271,10 +282,11 @@ class KdMultiresolutionModel(nn.Module):
     def _features(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the activations of source and cloner at the critical points, with gradients where they are taken."""
         if not torch.is_grad_enabled():
-            return self._folded_source.of(self.source)(images), self._folded_cloner.of(self.cloner)(images)
+            source_features = self.in_units(self._folded_source.of(self.source)(images))
+            return source_features, self._folded_cloner.of(self.cloner)(images)
         # Not folded: the last digit can decide which of two equal activations of a max pool gets the gradient.
         with torch.set_grad_enabled(self.attribution_path == "both"):
-            source_features = self.source(images)
+            source_features = self.in_units(self.source(images))
         if self.anomaly_map == "guided_backprop":
             return source_features, self.recorded_cloner.forward(images, rectify=guided_relu)[0]
         return source_features, self.cloner(images)

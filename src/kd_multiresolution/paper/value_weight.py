@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 import torch
@@ -11,20 +11,22 @@ from torch import Tensor
 
 from kd_multiresolution.paper.cloner import Cloner
 from kd_multiresolution.paper.discrepancy import discrepancy_terms
-from kd_multiresolution.source.network import Source
 
 BATCHES = 4
 
 
 def initial_value_weight(
-    source: Source, cloner: Cloner, batches: Iterable[Tensor], reduce: Callable[[Tensor], Tensor]
+    source: Callable[[Tensor], Sequence[Tensor]],
+    cloner: Cloner,
+    batches: Iterable[Tensor],
+    reduce: Callable[[Tensor], Tensor],
 ) -> float:
     """Return the ratio of the direction term to the value term on the first batches (below Eq. 4).
 
     The cloner and the global random generator stay as they are.
 
     Args:
-        source: the source.
+        source: returns the features that the cloner has to imitate, one tensor per critical point.
         cloner: the untrained cloner.
         batches: training images, (N, 3, H, W) each.
         reduce: sums over all processes.

@@ -31,6 +31,7 @@ class CheckpointEntry:
         format: to be raised with every change after which older versions cannot read new checkpoints.
         oldest_format: the oldest that this version can read.
         built: arguments that decide the tensors' shapes, beside the critical points.
+        built_before: those of them that older checkpoints do not name, with the values these were trained with.
         scoring: those that decide the scores and maps that thresholds were fitted to.
         calibration: those that decide scores and thresholds in training, with their values where they were not given.
         remedy: what gives a model with other scores its thresholds.
@@ -40,6 +41,7 @@ class CheckpointEntry:
     format: int
     oldest_format: int
     built: tuple[str, ...]
+    built_before: Mapping[str, Any]
     scoring: tuple[str, ...]
     calibration: Mapping[str, Any]
     remedy: str
@@ -92,9 +94,10 @@ class CheckpointEntry:
             )
             raise ValueError(msg)
         ours = self._built(module)
-        differing = [name for name in ours if ours[name] != theirs["built"].get(name, ours[name])]
+        trained_with = {**ours, **self.built_before, **theirs["built"]}
+        differing = [name for name in ours if ours[name] != trained_with[name]]
         if differing:
-            trained, given = (_named(built, differing) for built in (theirs["built"], ours))
+            trained, given = (_named(built, differing) for built in (trained_with, ours))
             msg = (
                 f"This checkpoint was trained with {trained}; the model was built with {given}. Give it the arguments "
                 f"of the training, or use {self.model}.load_from_checkpoint(path), which knows them."
