@@ -63,6 +63,7 @@ PAPER: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {
     "cloner_batch_norm": (["no", None], []),
     "terms": ([None, 3], [("cosine", "'total', 'value', 'direction'")]),
     "value_weight": ([None, [1], True], [(v, "above 0, or 'auto'") for v in (0, -1.0, NAN, INF, "Auto")]),
+    "scale_channels": (["no", 1, None], []),
     "anomaly_map": ([1, True], [("x", "gradient, smooth_grad, guided_backprop, discrepancy")]),
     "attribution_path": ([None], [("x", "both, cloner")]),
     "smooth_grad_samples": (["3", None, 2.5, NAN, True], [(0, "1 or more"), (-1, "1 or more")]),

@@ -86,7 +86,8 @@ def test_a_checkpoint_says_what_the_model_was_built_with(
     assert (entry["model"], entry["version"]) == (model_class.__name__, __version__)
     expected = {
         KdMultiresolution: (
-            4, ["pool2", "pool3", "pool4", "pool5"], {"source", "cloner", "cloner_bias", "cloner_batch_norm"},
+            4, ["pool2", "pool3", "pool4", "pool5"],
+            {"source", "cloner", "cloner_bias", "cloner_batch_norm", "scale_channels"},
         ),
         KdMultiresolutionDual: (6, ["pool2", "pool3", "pool4"], {"source"}),
     }  # fmt: skip
