@@ -95,7 +95,9 @@ def test_results_of_other_settings_do_not_mix(results: Results) -> None:
 
 def test_notes_and_competitors_stand_below(results: Results) -> None:
     text = render(reproduction(7, None, None, BASE), results, {"screw": "OSError: no such file"})
-    assert text.index("## TheLast2") < text.index("Critical points pool4, pool5; cloner compact; terms total.")
+    assert text.index("## TheLast2") < text.index(
+        "Critical points pool4, pool5; cloner compact; terms total; value weight 0.5."
+    )
     assert "in the column order of Table 3" in text
     assert "- screw failed: OSError: no such file" in text
     assert "Other methods" not in text
