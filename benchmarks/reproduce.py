@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -63,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result = run(settings, options.source_weights, root, options.workers, options.checkpoints)
             print(f"{results.write(settings, result)}, {result['seconds']:.0f} s")
             if options.checkpoints is not None:
-                state_file(settings, options.checkpoints).unlink(missing_ok=True)
+                with suppress(OSError):  # what is left of a state does no harm: the result is there
+                    state_file(settings, options.checkpoints).unlink()
         except Exception as error:
             logger.exception("%s failed; the next one follows.", settings.name)
             failures[settings.training] = in_a_line(error)
