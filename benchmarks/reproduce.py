@@ -42,7 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         digests = {seed: fingerprint(source) for seed, source in sources.items()}
         source = sources[options.seeds[0]]
         base = shared_settings(options, source)
-        tables = [reproduction(number, options.dataset, options.classes, base) for number in options.table]
+        tables = [
+            reproduction(number, options.dataset, options.classes, base, options.rows) for number in options.table
+        ]
+        check_rows(options.rows, tables)
         wanted = trainings(tables, digests, options.splits)
         check = check_dual_image_size if options.model == "dual" else check_image_size
         for settings in wanted:
@@ -120,6 +123,7 @@ def parser() -> argparse.ArgumentParser:
     add("--table", type=int, nargs="+", required=True, choices=PLANS, help="numbers of the tables")
     add("--dataset", choices=DATASETS, help="where the tables can be measured on several")
     add("--classes", nargs="+", metavar="CLASS", help="names or numbers of columns instead of all")
+    add("--rows", nargs="+", metavar="ROW", help="names of rows instead of all, such as 'Dir Loss'")
     add("--seeds", nargs="+", type=seed, default=[0], help="of the cloner's weights and the order of the images")
     add("--splits", nargs="+", type=seed, default=[0], help="of BrainMRI and HeadCT: seeds of the held-out images")
     add("--root", type=Path, help="folder of the data; for Table 6 the one of brain_mri and head_ct")
@@ -220,6 +224,18 @@ def shared_settings(options: argparse.Namespace, source: Source) -> dict[str, ob
     }
 
 
+def check_rows(rows: Sequence[str] | None, tables: Sequence[Reproduction]) -> None:
+    """Refuse rows that none of the tables has.
+
+    Raises:
+        ValueError: naming them, and the rows that there are.
+    """
+    known = dict.fromkeys(case.method for table in tables for case in table.cells)
+    if unknown := [row for row in rows or () if row not in known]:
+        msg = f"--rows={', '.join(map(repr, unknown))}: expected some of {', '.join(map(repr, known))}."
+        raise ValueError(msg)
+
+
 def trainings(tables: Sequence[Reproduction], digests: Mapping[int, str], splits: Sequence[int]) -> list[Settings]:
     """Return the trainings of the tables, each once, read in every way that a row of theirs needs.
 
@@ -233,9 +249,9 @@ def trainings(tables: Sequence[Reproduction], digests: Mapping[int, str], splits
     cells = [
         settings
         for table in tables
-        for columns in table.cells.values()
+        for case, columns in table.cells.items()
         for column, settings in columns.items()
-        if column in table.columns
+        if case.method in table.rows and column in table.columns
     ]
     views: dict[Settings, list[View]] = {}
     for (seed, digest), split, settings in product(digests.items(), splits, cells):

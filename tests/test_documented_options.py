@@ -77,7 +77,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("masks", "other"):
         shutil.copytree(root / "parts" / "defect", root / "parts" / name)
     shutil.copytree(root / "parts", root / "other")
-    for category in ("bottle", "screw"):
+    for category in ("bottle", "pill", "screw"):
         for folder in ("train/good", "test/good", "test/broken"):
             for number in range(4):
                 write_image(root / "datasets" / "MVTecAD" / category / folder / f"{number}.png", number)

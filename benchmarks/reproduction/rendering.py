@@ -98,12 +98,13 @@ def render(table: Reproduction, results: Results, failures: Mapping[str, str]) -
 
 
 def _section(table: Reproduction, case: Case, results: Results) -> list[str]:
-    """Return a row of the paper's table, of the columns asked for and of others that were measured before."""
+    """Return a row of the paper's table: what was asked for of it, and what was measured before."""
     row, beside = table.published.row(case.method), table.plan.beside
+    wanted = table.columns if case.method in table.rows else ()
     cells = {
         column: cell
         for column, settings in table.cells[case].items()
-        if (cell := measured(results, case, settings, table.published.metric, beside)) or column in table.columns
+        if (cell := measured(results, case, settings, table.published.metric, beside)) or column in wanted
     }
     if not cells:
         return []

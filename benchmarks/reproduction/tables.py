@@ -89,7 +89,8 @@ class Reproduction:
     plan: Plan  # how it is reproduced
     dataset: str | None  # the data set, `None` where each column has its own
     columns: tuple[str, ...]  # the columns to measure
-    # Of each row's columns, for one seed and split; of all columns, since others may have been measured.
+    rows: tuple[str, ...]  # the rows to measure, by name
+    # Of each row's columns, for one seed and split; of all rows and columns, since others may have been measured.
     cells: Mapping[Case, Mapping[str, Settings]]
     missing: Mapping[str, str] = field(default_factory=dict)  # rows that the model cannot measure, with the reason
 
@@ -114,7 +115,11 @@ def published_table(number: int, dataset: str | None) -> Table:
 
 
 def reproduction(
-    number: int, dataset: str | None, classes: Sequence[str] | None, base: Mapping[str, Any]
+    number: int,
+    dataset: str | None,
+    classes: Sequence[str] | None,
+    base: Mapping[str, Any],
+    rows: Sequence[str] | None = None,
 ) -> Reproduction:
     """Return all that a table needs.
 
@@ -123,6 +128,7 @@ def reproduction(
         dataset: one of the plan's; ``None``: the first, or all where each column has its own.
         classes: names or numbers of columns; ``None``: all.
         base: settings that all trainings share, :class:`Settings`' fields but those decided here.
+        rows: names of rows, those of other tables included; ``None``: all.
 
     Raises:
         ValueError: if the table is not about that data set, or has no such class, or compares what only the paper's
@@ -153,17 +159,21 @@ def reproduction(
         if case.last_points is not None and case.last_points >= points
     }
     cases = [case for case in plan.cases if case.method not in missing]
-    shared = united((*plan.views, *(case.view for case in cases)))
+    measured = tuple(case.method for case in cases if rows is None or case.method in rows)
+    # What is trained is read in every way that is asked for; of a row that is not, its own way will do.
+    views = {case: united((*plan.views, case.view)) for case in cases}
+    asked = united((*plan.views, *(case.view for case in cases if case.method in measured)))
+    views |= {case: asked for case in cases if case.method in measured}
     cells = {
         case: {
-            column: _settings(case, column if plan.per_column else str(dataset), column, shared, base)
+            column: _settings(case, column if plan.per_column else str(dataset), column, views[case], base)
             for column in published.columns
             if not case.augment or column == "head_ct"
         }
         for case in cases
     }
     own = None if plan.per_column else dataset
-    return Reproduction(number, published, plan, own, columns, cells, missing)
+    return Reproduction(number, published, plan, own, columns, measured, cells, missing)
 
 
 def _settings(case: Case, dataset: str, column: str, views: tuple[View, ...], base: Mapping[str, Any]) -> Settings:

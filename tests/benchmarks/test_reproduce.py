@@ -199,6 +199,7 @@ def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
         (["--table", "3", "--classes", "cow"], "0 bottle, 1 hazelnut"),
         (["--table", "3", "--model", "dual", "--image-size", "16"], "needs images of at least 32 pixels"),
         (["--table", "9", "--model", "dual"], "--table=9: .* Tables 2, 3, 5, 6 can"),
+        (["--table", "9", "--rows", "Dir Loss", "Direction"], "--rows='Direction': expected some of .*'Dir Loss'"),
     ):
         with pytest.raises(SystemExit, match=message):
             reproduce.main([*arguments, "--source", "small_vgg", "--output", str(tmp_path)])
@@ -225,6 +226,27 @@ def test_tables_of_one_call_share_trainings_and_views() -> None:
     total = [training.views for training in both if (training.cloner, training.terms) == ("compact", "total")]
     assert total == [(MAPS, PAPER_MAPS)] * 2
     assert {training.views for training in both if training.cloner == "equal"} == {(SCORES,)}
+
+
+def test_some_rows_alone_are_trained_and_read() -> None:
+    def of(number: int, *rows: str) -> list[Settings]:
+        return reproduce.trainings([reproduction(number, None, ["screw"], BASE, rows or None)], {0: "0"}, [0])
+
+    assert [training.terms for training in of(9, "Dir Loss", "MSE Loss")] == ["direction", "value"]
+    (blurred,) = of(11, "GBP + Gaussian", "Gradients + Gaussian")
+    assert [view.name for view in blurred.views] == ["Gradients + Gaussian", "GBP + Gaussian"]
+    (every,) = of(11)
+    assert blurred.training == every.training
+    assert set(blurred.views) < set(every.views)
+
+
+def test_rows_measured_before_stay_in_the_table(mvtec: Path, tmp_path: Path) -> None:
+    asked = ["--classes", "bottle", "--rows"]
+    for rows, columns in ((["Gradients"], 1), (["GBP", "GBP + Gaussian"], 3)):
+        assert reproduce_table(11, mvtec, tmp_path, *asked, *rows) == 0
+        text = (tmp_path / "table_11_32px.md").read_text()
+        assert text.count("| bottle |") == columns
+        assert all(f"## {row}\n" in text for row in rows)
 
 
 def test_every_column_has_its_first_split_before_the_second_begins() -> None:
