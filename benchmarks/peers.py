@@ -1,5 +1,7 @@
 """Compare both models with anomalib's STFPM, PaDiM and PatchCore: same images, backbone, size, machine, in one run.
 
+``published`` is the paper's model as the paper has it, with its own source, VGG-16.
+
 python benchmarks/peers.py --data datasets/MVTecAD --categories bottle pill screw --seeds 0 1 2 --output results/peers
 
 Every fit has a process of its own, one at a time; metrics come from raw scores. One JSON file per fit is kept in the
@@ -13,6 +15,7 @@ import argparse
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,27 +34,74 @@ logger = logging.getLogger("peers")
 
 def planned(options: argparse.Namespace) -> list[Trial]:
     """Return all trials of the command."""
-    epochs, digest = dict(options.epochs), hub_cache.sha256(options.weights) if options.weights else None
+    names = [name for name in options.models if name not in left_out(options)]
+    digests = {file: hub_cache.sha256(file) for _, _, file in weight_files(options)}
     return [
-        Trial(
-            model=name, category=category, seed=seed, image_size=options.image_size, train_limit=limit,
-            epochs=epochs.get(name, CANDIDATES[name].epochs), batch_size=CANDIDATES[name].batch_size,
-            backbone=options.backbone,
-            layers=tuple(options.patchcore_layers if name == "patchcore" else options.layers),
-            coreset_ratio=options.coreset_ratio, weights_sha256=digest, threads=options.threads,
-            curve=options.curve, imagenette=str(options.imagenette) if name == "efficient_ad" else None,
+        trial(options, name, category, limit, seed, digests)
+        for category, limit, seed in product(options.categories, options.train_limit, options.seeds)
+        for name in names
+    ]
+
+
+def trial(
+    options: argparse.Namespace, name: str, category: str, limit: int | None, seed: int, digests: Mapping[Path, str]
+) -> Trial:
+    """Return one of them."""
+    candidate = CANDIDATES[name]
+    layers = options.patchcore_layers if name == "patchcore" else candidate.layers or options.layers
+    return Trial(
+        model=name, category=category, seed=seed, image_size=options.image_size, train_limit=limit,
+        epochs=dict(options.epochs).get(name, candidate.epochs), batch_size=candidate.batch_size,
+        backbone=candidate.backbone or options.backbone, layers=tuple(layers), coreset_ratio=options.coreset_ratio,
+        weights_sha256=digests.get(options.vgg16_weights if candidate.backbone else options.weights),
+        threads=options.threads, curve=options.curve,
+        imagenette=str(options.imagenette) if name == "efficient_ad" else None,
+    )  # fmt: skip
+
+
+def weight_files(options: argparse.Namespace) -> list[tuple[str, Sequence[str], Path]]:
+    """Return the backbones that come from files, with the levels that are used, and the files."""
+    published = CANDIDATES["published"]
+    every = [
+        (options.backbone, options.layers, options.weights),
+        (published.backbone, published.layers, options.vgg16_weights),
+    ]
+    return [(backbone, layers, file) for backbone, layers, file in every if file]
+
+
+def left_out(options: argparse.Namespace) -> dict[str, str]:
+    """Return what cannot be trained with the files that were given, with the sentence that says so."""
+    reasons = {}
+    if not options.imagenette:
+        reasons["efficient_ad"] = (
+            "EfficientAD is left out: it needs ImageNette (`--imagenette`) and a teacher of its own."
         )
-        for category in options.categories
-        for limit in options.train_limit
-        for seed in options.seeds
-        for name in options.models
-        if name != "efficient_ad" or options.imagenette
-    ]  # fmt: skip
+    if options.weights and not options.vgg16_weights:
+        reasons["published"] = (
+            "The paper's model with the paper's source is left out: from files, it needs its own (`--vgg16_weights`)."
+        )
+    return {name: reason for name, reason in reasons.items() if name in options.models}
+
+
+def check_files(options: argparse.Namespace) -> None:
+    """Check that weights come from files for all models, or for none.
+
+    Raises:
+        SystemExit: if only VGG-16's do, while other models have the shared backbone.
+    """
+    others = [name for name in options.models if not CANDIDATES[name].backbone and name not in left_out(options)]
+    if options.vgg16_weights and not options.weights and others:
+        msg = (
+            f"--vgg16_weights without --weights: with a file, nothing is downloaded for {', '.join(others)} either. "
+            "Give both, or --models published."
+        )
+        raise SystemExit(msg)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is not done yet, write tables and plots, and return how many trials failed."""
     options = parser().parse_args(arguments)
+    check_files(options)
     trials = planned(options)
     output: Path = options.output
     output.mkdir(parents=True, exist_ok=True)
@@ -59,8 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failures: dict[Trial, str] = {}
     timed = {trial.model: trial for trial in reversed(trials)}
     with TemporaryDirectory() as cache:
-        if options.weights:
-            hub_cache.fill(Path(cache), options.backbone, options.layers, options.weights)
+        for backbone, layers, weights in weight_files(options):
+            hub_cache.fill(Path(cache), backbone, layers, weights)
             hub_cache.use(Path(cache))
         for trial in track(trials, description="peers"):
             file, checkpoint = output / "trials" / f"{trial.stem}.json", checkpoint_of(trial, output)
@@ -109,10 +159,14 @@ def write(
         f"{options.backbone} with {weights}, levels {', '.join(options.layers)} (PatchCore: "
         f"{', '.join(options.patchcore_layers)}, {100 * options.coreset_ratio:g} % of the positions), "
         f"{options.image_size} x {options.image_size} pixels, {options.threads} threads. AUROC and AUPRO x 100 on raw "
-        "scores, mean ± standard deviation over seeds; costs are medians.\n\n" + trials_table(trials, results, failures)
+        "scores, mean ± standard deviation over seeds; costs are medians."
     )
-    if "efficient_ad" in options.models and not options.imagenette:
-        text += "\nEfficientAD is left out: it needs ImageNette (`--imagenette`) and a teacher of its own.\n"
+    if "published" in {trial.model for trial in trials}:
+        own = f"`{options.vgg16_weights.name}`" if options.vgg16_weights else "timm's own weights"
+        text += f" VGG-16 has {own}, its levels are {', '.join(CANDIDATES['published'].layers or ())}; it alone sees "
+        text += "images that are not normalised, as in the paper."
+    text += "\n\n" + trials_table(trials, results, failures)
+    text += "".join(f"\n{reason}\n" for reason in left_out(options).values())
     stored: dict[str, Any] = {"trials": list(results.values())}
     plotted = [trial for trial in trials if trial.train_limit == options.train_limit[-1]]
     if speed is not None:
@@ -143,6 +197,7 @@ def parser() -> argparse.ArgumentParser:
     add("--patchcore_layers", nargs="+", default=CANDIDATES["patchcore"].layers, help="PatchCore's")
     add("--coreset_ratio", type=float, default=0.01, help="share of the positions in PatchCore's memory")
     add("--weights", type=Path, help="the backbone's weight file, for all models, instead of a download")
+    add("--vgg16_weights", type=Path, help="the same for the paper's source, which the published model has")
     add("--imagenette", type=Path, help="folder of ImageNette; without it EfficientAD is left out")
     add("--curve", type=int, metavar="EPOCHS", help="test every so many epochs, outside the time of training")
     add("--batches", nargs="+", type=int, default=[1, 8], help="images per run at inference")

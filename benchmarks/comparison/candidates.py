@@ -12,6 +12,7 @@ from anomalib.pre_processing import PreProcessor
 
 from comparison.trial import Trial
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
+from kd_multiresolution.paper.presets import BATCH_SIZE
 
 # Figures come from raw scores, and nobody's time holds drawing of pictures.
 WITHOUT_COMPONENTS: dict[str, Any] = {"post_processor": False, "evaluator": False, "visualizer": False}
@@ -26,6 +27,7 @@ class Candidate:
     batch_size: int = 32  # images per training step, where nothing else is asked for
     epochs: int | None = None  # the same; `None`: its own rule
     layers: tuple[str, ...] | None = None  # the backbone's feature levels, where not all that were asked for
+    backbone: str | None = None  # its own, where it has not the one of all
     validates: bool = False  # whether its training ends with a look at held-out normal images
 
 
@@ -43,6 +45,14 @@ def _ours(kind: type[KdMultiresolution | KdMultiresolutionDual], **arguments: An
         )  # fmt: skip
 
     return build
+
+
+def _published(trial: Trial) -> AnomalibModule:
+    # As in the paper: the map is the gradient's, images are not normalised.
+    return KdMultiresolution(
+        source=trial.backbone, critical_points=list(trial.layers), image_size=trial.image_size, epochs=trial.epochs,
+        seed=trial.seed, **WITHOUT_COMPONENTS,
+    )  # fmt: skip
 
 
 def _stfpm(trial: Trial) -> AnomalibModule:
@@ -66,6 +76,13 @@ def _efficient_ad(trial: Trial) -> AnomalibModule:
 
 
 CANDIDATES = {
+    "published": Candidate(
+        "ours, paper (VGG-16, gradient map)",
+        _published,
+        batch_size=BATCH_SIZE,
+        layers=("pool2", "pool3", "pool4", "pool5"),
+        backbone="vgg16.tv_in1k",
+    ),
     "paper": Candidate(
         "ours, paper (discrepancy map)", _ours(KdMultiresolution, anomaly_map="discrepancy"), batch_size=16
     ),

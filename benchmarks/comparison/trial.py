@@ -18,7 +18,7 @@ class Trial(Record):
     train_limit: int | None  # how many of the normal images train; `None`: all
     epochs: int | None  # `None`: the model's own rule
     batch_size: int  # images per training step
-    backbone: str  # of all models; timm's name
+    backbone: str  # of all models but those that have their own; timm's name
     layers: tuple[str, ...]  # feature levels of the backbone
     coreset_ratio: float  # of PatchCore's memory bank
     weights_sha256: str | None  # of the backbone's weight file; `None` for timm's own of that name

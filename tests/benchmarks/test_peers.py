@@ -14,6 +14,7 @@ import timm
 import torch
 from anomalib.models import Patchcore
 from safetensors.torch import load_file, save_file
+from torchvision.transforms.v2 import Resize
 
 import peers
 from comparison import hub_cache
@@ -22,7 +23,9 @@ from comparison.experiment import data_of, run
 from comparison.inference import measure
 from comparison.rendering import trials_table
 from comparison.trial import Trial
+from kd_multiresolution import KdMultiresolution
 from kd_multiresolution.data.texture_defects import ensure_written
+from kd_multiresolution.source.network import Source
 from runtimes import inference_table
 
 pytestmark = pytest.mark.slow
@@ -156,6 +159,50 @@ def test_the_command_runs_resumes_and_shows_failures(
     assert "| 1, failed: RuntimeError: no time |" in text
     next((tmp_path / "out" / "checkpoints").glob("*padim*")).unlink()
     assert peers.main(arguments) == 1, "what is to be timed and has no checkpoint is trained again"
+
+
+@pytest.fixture(scope="module")
+def vgg16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The convolutions of a VGG-16."""
+    torch.manual_seed(6)
+    state = timm.create_model("vgg16", pretrained=False, features_only=True).state_dict()
+    file = tmp_path_factory.mktemp("weights") / "vgg16.safetensors"
+    save_file({name.replace("features_", "features."): tensor for name, tensor in state.items()}, file)
+    return file
+
+
+def test_the_papers_source_comes_of_a_file_of_its_own(weights: Path, vgg16: Path, tmp_path: Path, cached: None) -> None:
+    arguments = ["--data", ".", "--models", "padim", "published", "--weights", str(weights)]
+    (padim,) = peers.planned(peers.parser().parse_args(arguments))
+    assert padim.model == "padim"
+    both = peers.parser().parse_args([*arguments, "--vgg16_weights", str(vgg16)])
+    shared, own = peers.planned(both)
+    assert shared == padim
+    assert own.weights_sha256 == hub_cache.sha256(vgg16)
+
+    for backbone, layers, file in peers.weight_files(both)[1:]:
+        hub_cache.fill(tmp_path / "hub", backbone, layers, file)
+    model = CANDIDATES["published"].build(own)
+    assert isinstance(model, KdMultiresolution)
+    expected = Source("vgg16.tv_in1k", weights=vgg16, critical_points=own.layers).state_dict()
+    assert all(torch.equal(tensor, model.model.source.state_dict()[name]) for name, tensor in expected.items())
+    assert model.model.anomaly_map == "gradient"
+    assert isinstance(model.pre_processor.transform, Resize), "as in the paper, and not normalised beyond it"
+
+
+def test_what_has_no_file_is_left_out_and_said(weights: Path, tmp_path: Path) -> None:
+    assert (
+        peers.main(["--data", ".", "--models", "published", "--weights", str(weights), "--output", str(tmp_path)]) == 0
+    )
+    assert "source is left out: from files, it needs its own (`--vgg16_weights`)" in (tmp_path / "peers.md").read_text()
+
+
+@pytest.mark.parametrize("others", [["padim"], ["paper", "stfpm"]])
+def test_weights_come_of_files_for_all_models_or_for_none(others: list[str], vgg16: Path, tmp_path: Path) -> None:
+    arguments = ["--data", ".", "--vgg16_weights", str(vgg16), "--output", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match=f"downloaded for {', '.join(others)} either"):
+        peers.main([*arguments, "--models", *others, "published"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_table_has_mean_and_deviation_over_seeds() -> None:
