@@ -21,7 +21,7 @@ from kd_multiresolution.paper.value_weight import checked_value_weight
 from kd_multiresolution.plugin.arguments import check_seed
 from kd_multiresolution.source.images import check_image_size
 from kd_multiresolution.source.network import Source
-from kd_multiresolution.source.stages import levels_of_strides
+from kd_multiresolution.source.stages import levels_of_strides, score_points_of
 from reporting import in_a_line, quiet
 from reproduction.data import DATASETS
 from reproduction.experiment import fingerprint, run, state_file
@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tables = [
             reproduction(number, options.dataset, options.classes, base, options.rows) for number in options.table
         ]
-        check_rows(options.rows, tables)
+        if options.rows:
+            check_rows(options.rows, tables)
         wanted = trainings(tables, digests, options.splits)
         check = check_dual_image_size if options.model == "dual" else check_image_size
         for settings in wanted:
@@ -191,7 +192,7 @@ def shared_settings(options: argparse.Namespace, source: Source) -> dict[str, ob
     """Return what all trainings of a call have in common; where nothing is said, the preset rules.
 
     Raises:
-        ValueError: if the dual model is given what only the paper's has.
+        ValueError: if the dual model is given what only the paper's has, or a score point is no critical point.
     """
     of_paper = {
         "--score-points": options.score_points,
@@ -199,13 +200,13 @@ def shared_settings(options: argparse.Namespace, source: Source) -> dict[str, ob
         "--value-weight": options.value_weight,
     }
     if options.model == "dual" and (given := [name for name, value in of_paper.items() if value]):
-        msg = f"{', '.join(given)}: --model=dual has no such parts. Leave it out."
+        msg = f"{', '.join(given)}: --model=dual has no such parts. Leave out what it has not."
         raise ValueError(msg)
     form = {
         "image_size": (options.image_size, options.image_size) if options.image_size else None,
         "imagenet_normalization": options.imagenet_normalization,
         "value_weight": options.value_weight,
-        "score_points": tuple(options.score_points) if options.score_points else None,
+        "score_points": score_points_of(source.critical_points, options.score_points) if options.score_points else None,
     }
     return {
         **{name: value for name, value in form.items() if value is not None},
@@ -224,16 +225,25 @@ def shared_settings(options: argparse.Namespace, source: Source) -> dict[str, ob
     }
 
 
-def check_rows(rows: Sequence[str] | None, tables: Sequence[Reproduction]) -> None:
-    """Refuse rows that none of the tables has.
+def check_rows(rows: Sequence[str], tables: Sequence[Reproduction]) -> None:
+    """Check that each row can be measured, and that each table has one of them.
 
     Raises:
-        ValueError: naming them, and the rows that there are.
+        ValueError: if not.
     """
+    missing = {row: reason for table in tables for row, reason in table.missing.items()}
     known = dict.fromkeys(case.method for table in tables for case in table.cells)
-    if unknown := [row for row in rows or () if row not in known]:
-        msg = f"--rows={', '.join(map(repr, unknown))}: expected some of {', '.join(map(repr, known))}."
-        raise ValueError(msg)
+    for row in rows:
+        if row in missing:
+            msg = f"--rows={row!r}: it cannot be measured, {missing[row]}."
+            raise ValueError(msg)
+        if row not in known:
+            msg = f"--rows={row!r}: expected some of {', '.join(map(repr, known))}."
+            raise ValueError(msg)
+    for table in tables:
+        if not table.rows:
+            msg = f"--rows={', '.join(map(repr, rows))}: Table {table.number} has no such row. Leave the table out."
+            raise ValueError(msg)
 
 
 def trainings(tables: Sequence[Reproduction], digests: Mapping[int, str], splits: Sequence[int]) -> list[Settings]:

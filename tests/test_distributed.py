@@ -25,7 +25,8 @@ import kd_multiresolution
 root, output, name, devices, batch = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 torch.set_num_threads(1)
 # Batch norm would see half of the batch: --trainer.sync_batchnorm joins it on GPUs, but not on the CPU.
-own = {"value_weight": "auto", "cloner_batch_norm": False} if name == "KdMultiresolution" else {}
+paper = {"value_weight": "auto", "cloner_batch_norm": False, "scale_channels": True}
+own = paper if name == "KdMultiresolution" else {}
 model = getattr(kd_multiresolution, name)("efficientnet_lite0", image_size=32, epochs=4, visualizer=False, **own)
 data = Folder("noise", root=root, normal_dir="good", abnormal_dir="defect", normal_test_dir="test",
               train_batch_size=batch, eval_batch_size=1, num_workers=0, val_split_mode="same_as_test")

@@ -7,10 +7,12 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from anomalib.callbacks import ModelCheckpoint
 from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
@@ -95,8 +97,21 @@ def pre_processor(settings: Settings) -> PreProcessor | None:
 
 
 def state_file(settings: Settings, checkpoints: Path) -> Path:
-    """Return the file of a training's state, from which it goes on if it is interrupted."""
-    return checkpoints / f"{settings.stem}.unfinished.ckpt"
+    """Return the file of a training's state, from which it goes on if it is interrupted, whatever its weights' file."""
+    return checkpoints / f"{replace(settings, weights=None).stem}.unfinished.ckpt"
+
+
+def _epochs_of(state: Path) -> int:
+    """Return after how many epochs a state was kept.
+
+    Raises:
+        RuntimeError: if it cannot be read; the message names it.
+    """
+    try:
+        return int(torch.load(state, map_location="cpu", weights_only=True)["epoch"]) + 1
+    except Exception as error:  # torch raises anything that a broken archive leads it to
+        msg = f"{state}: no state to go on from. Move it away, and its training begins anew. ({error})"
+        raise RuntimeError(msg) from error
 
 
 def _keeping(state: Path | None, interval: int) -> ModelCheckpoint:
@@ -162,7 +177,7 @@ def run(
     data = data_module(settings, root, workers)
     # The dual model's training takes minutes, and its checkpoints a calibration each.
     state = state_file(settings, checkpoints) if checkpoints is not None and settings.model == "paper" else None
-    goes_on = state is not None and state.exists()
+    resumed_after = _epochs_of(state) if state is not None and state.exists() else None
     began = time.perf_counter()
     with TemporaryDirectory() as folder:
         engine = Engine(
@@ -174,7 +189,7 @@ def run(
             enable_model_summary=False,
             **length,
         )
-        engine.fit(model, datamodule=data, ckpt_path=state if goes_on else None)
+        engine.fit(model, datamodule=data, ckpt_path=None if resumed_after is None else state)
         if checkpoints is not None:
             try:
                 engine.trainer.save_checkpoint(checkpoints / f"{settings.stem}.ckpt", weights_only=True)
@@ -185,7 +200,8 @@ def run(
         "environment": environment(),
         "images": {"train": len(data.train_data), "test": len(data.test_data)},
         "epochs": engine.trainer.current_epoch,
-        # Of a training that was interrupted, those since it went on.
         "seconds": round(time.perf_counter() - began, 1),
+        # Seconds and environment of a training that was interrupted are those since it went on.
+        **({} if resumed_after is None else {"resumed_after": resumed_after}),
         **evaluation.summary,
     }

@@ -152,12 +152,7 @@ def reproduction(
         columns = (dataset,)
     if classes is not None:
         columns = tuple(columns[find_class(name, columns)] for name in classes)
-    points = len(base["critical_points"])
-    missing = {
-        case.method: f"of {points} critical points the last {case.last_points} are all"
-        for case in plan.cases
-        if case.last_points is not None and case.last_points >= points
-    }
+    missing = {case.method: reason for case in plan.cases if (reason := _missing(case.last_points, base)) is not None}
     cases = [case for case in plan.cases if case.method not in missing]
     measured = tuple(case.method for case in cases if rows is None or case.method in rows)
     # What is trained is read in every way that is asked for; of a row that is not, its own way will do.
@@ -174,6 +169,18 @@ def reproduction(
     }
     own = None if plan.per_column else dataset
     return Reproduction(number, published, plan, own, columns, measured, cells, missing)
+
+
+def _missing(last_points: int | None, base: Mapping[str, Any]) -> str | None:
+    """Return why a model of so many critical points cannot be measured, or ``None``."""
+    points, scored = base["critical_points"], base.get("score_points") or ()
+    if last_points is None:
+        return None
+    if last_points >= len(points):
+        return f"of {len(points)} critical points the last {last_points} are all"
+    if lacking := [point for point in scored if point not in points[-last_points:]]:
+        return f"it has no {', '.join(lacking)} to score"
+    return None
 
 
 def _settings(case: Case, dataset: str, column: str, views: tuple[View, ...], base: Mapping[str, Any]) -> Settings:

@@ -22,7 +22,7 @@ from kd_multiresolution.data import BrainMRI
 from kd_multiresolution.data.texture_defects import ensure_written
 from kd_multiresolution.paper.torch_model import ANOMALY_MAPS
 from reporting import in_a_line
-from reproduction.experiment import fingerprint, pre_processor
+from reproduction.experiment import fingerprint, pre_processor, state_file
 from reproduction.results import Results
 from reproduction.settings import MAPS, PAPER_MAPS, SCORES, Settings
 from reproduction.tables import PLANS, reproduction
@@ -200,6 +200,10 @@ def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
         (["--table", "3", "--model", "dual", "--image-size", "16"], "needs images of at least 32 pixels"),
         (["--table", "9", "--model", "dual"], "--table=9: .* Tables 2, 3, 5, 6 can"),
         (["--table", "9", "--rows", "Dir Loss", "Direction"], "--rows='Direction': expected some of .*'Dir Loss'"),
+        (["--table", "3", "9", "--rows", "Dir Loss"], "Table 3 has no such row"),
+        (["--table", "7", "--critical-points", "pool4", "pool5", "--rows", "TheLast2"], "the last 2 are all"),
+        (["--table", "3", "--score-points", "pool33"], "score_points=.*expected some of the critical_points"),
+        (["--table", "3", "--score-points", "pool4", "pool4"], "name each critical point once"),
     ):
         with pytest.raises(SystemExit, match=message):
             reproduce.main([*arguments, "--source", "small_vgg", "--output", str(tmp_path)])
@@ -232,6 +236,8 @@ def test_some_rows_alone_are_trained_and_read() -> None:
     def of(number: int, *rows: str) -> list[Settings]:
         return reproduce.trainings([reproduction(number, None, ["screw"], BASE, rows or None)], {0: "0"}, [0])
 
+    scored = reproduction(7, None, ["screw"], {**BASE, "score_points": ("pool4", "pool5")})
+    assert scored.missing == {"TheLast": "it has no pool4 to score"}
     assert [training.terms for training in of(9, "Dir Loss", "MSE Loss")] == ["direction", "value"]
     (blurred,) = of(11, "GBP + Gaussian", "Gradients + Gaussian")
     assert [view.name for view in blurred.views] == ["Gradients + Gaussian", "GBP + Gaussian"]
@@ -310,6 +316,22 @@ def test_an_interrupted_training_goes_on_from_its_last_state(
     assert [path.name for path in moved.glob("*.ckpt")] == [state.name.replace(".unfinished", "")]
     assert resumed["evaluated_after"] == [4, 6]
     assert resumed["metrics"] == whole["metrics"]
+    assert resumed["resumed_after"] == 4
+    assert "resumed_after" not in whole
+
+
+def test_a_state_that_cannot_be_read_is_named(medical: Path, tmp_path: Path) -> None:
+    options = ["--dataset", "brain_mri", "--checkpoints", str(tmp_path)]
+    assert reproduce_table(6, medical, tmp_path, *options) == 0
+    ((settings, _),) = Results(tmp_path / "trainings")
+    shutil.rmtree(tmp_path / "trainings")
+    state = state_file(settings, tmp_path)
+    assert state == state_file(replace(settings, weights="renamed.safetensors"), tmp_path)
+    state.write_bytes(b"PK half a file")
+    assert reproduce_table(6, medical, tmp_path, *options) == 1
+    text = (tmp_path / "table_6_32px.md").read_text()
+    assert f"{state}: no state to go on from" in text
+    assert "Move it away" in text
 
 
 def test_the_dual_model_is_evaluated_at_the_end_of_its_cycle(medical: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torchvision.transforms.v2.functional import to_dtype
 
 from kd_multiresolution import KdMultiresolution
 from kd_multiresolution.paper.channel_scale import ChannelScale
+from kd_multiresolution.paper.discrepancy import discrepancy
 from kd_multiresolution.paper.torch_model import KdMultiresolutionModel
 from tests.paper.test_lightning_model import data, engine, fit, model, pictures
 
@@ -54,7 +55,26 @@ def test_whatever_is_kept_the_scale_is_the_same(
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=0)
 
 
-def test_a_training_learns_and_is_scored_in_these_units(trained: KdMultiresolution, pictures: Path) -> None:
+def test_a_step_learns_in_these_units(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, losses = KdMultiresolution.training_step, []
+
+    def recorded(self: KdMultiresolution, batch: Any, *args: Any) -> torch.Tensor:
+        loss = step(self, batch, *args)
+        with torch.no_grad():
+            units, cloner = self.model.features(batch.image)
+            own = self.model.source(batch.image)
+        losses.append([float(loss), *(float(discrepancy(x, cloner, value_weight=0.5).mean()) for x in (units, own))])
+        return loss
+
+    monkeypatch.setattr(KdMultiresolution, "training_step", recorded)
+    fit(scaled(epochs=1), pictures, tmp_path)
+    assert len(losses) == 3
+    for ours, in_units, in_its_own in losses:
+        assert ours == pytest.approx(in_units, rel=1e-4)
+        assert ours != pytest.approx(in_its_own, rel=0.05)
+
+
+def test_a_model_is_scored_in_these_units(trained: KdMultiresolution, pictures: Path) -> None:
     """The source's own scales are without effect: a source of twice the activations gives the same scores."""
     network = KdMultiresolution.load_from_checkpoint(trained.checkpoint).model.eval()
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -109,10 +109,11 @@ def test_resumed_training_equals_uninterrupted_training(pictures: Path, tmp_path
         assert torch.equal(tensor, expected[name]), name
 
 
+@pytest.mark.parametrize("scale_channels", [False, True])
 def test_auto_weight_makes_both_terms_equal_at_the_start(
-    pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, scale_channels: bool
 ) -> None:
-    network = model(value_weight="auto", epochs=1, learning_rate=1e-12)
+    network = model(value_weight="auto", epochs=1, learning_rate=1e-12, scale_channels=scale_channels)
     with caplog.at_level(logging.INFO, logger="kd_multiresolution"):
         fit(network, pictures, tmp_path)
     trainer = network.trainer

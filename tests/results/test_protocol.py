@@ -106,6 +106,25 @@ def test_evaluates_every_interval_after_convergence_and_stops(pictures: Path, tm
         assert float(logged[f"raw_{name}"]) == pytest.approx(values[-1])
 
 
+def test_a_training_that_is_resumed_after_its_last_evaluation_learns_no_more(pictures: Path, tmp_path: Path) -> None:
+    def evaluation() -> EvaluationAfterConvergence:
+        return EvaluationAfterConvergence(evaluations=2, interval=2, **AT_ONCE)
+
+    first = evaluation()
+    engine = fit(model(anomaly_map=None), pictures, tmp_path / "first", callbacks=[first])
+    engine.trainer.save_checkpoint(tmp_path / "state.ckpt")
+    network, resumed = model(anomaly_map=None, seed=1), evaluation()
+    again = Engine(default_root_dir=tmp_path / "second", logger=False, accelerator="cpu", callbacks=[resumed])
+    again.fit(network, datamodule=Folder(**settings(pictures)), ckpt_path=tmp_path / "state.ckpt")
+    assert again.trainer.current_epoch == 4
+    assert resumed.summary == first.summary
+    kept = torch.load(tmp_path / "state.ckpt", weights_only=True)["state_dict"]
+    assert all(
+        torch.equal(tensor, kept[f"model.{k}"])
+        for k, tensor in network.model.cloner.state_dict(prefix="cloner.").items()
+    )
+
+
 def test_training_that_ends_before_convergence_is_evaluated_once_and_says_so(pictures: Path, tmp_path: Path) -> None:
     evaluation = EvaluationAfterConvergence()
     fit(model(anomaly_map=None), pictures, tmp_path, callbacks=[evaluation], max_epochs=2)

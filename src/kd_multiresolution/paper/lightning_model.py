@@ -72,8 +72,9 @@ class KdMultiresolution(PluginModule, AnomalibModule):
         value_weight: factor of the value term beside the direction term, above 0; or ``auto``, the paper's rule: equal
             initial size of both, measured on the first batches before the first step.
         scale_channels: divide each channel of the source by its root mean square over the training images, measured
-            once, before the first step, so that all channels and levels count alike. For the gradient map of another
-            source than VGG-16, whose levels need none; see ``docs/anomaly_maps.md``.
+            once, before the first step of the model's first training (a trial such as ``fast_dev_run`` is one), so that
+            all channels and levels count alike. For the gradient map of another source than VGG-16, whose levels need
+            none; see ``docs/anomaly_maps.md``.
         anomaly_map: ``gradient`` of the score at the input; ``smooth_grad``, its mean over noisy copies of the image;
             ``guided_backprop``, guided at the cloner's ReLUs; ``discrepancy`` of source and cloner at each position,
             which needs no gradient; null for image scores alone.
@@ -277,7 +278,7 @@ class KdMultiresolution(PluginModule, AnomalibModule):
     def _channel_moments(self) -> list[tuple[Tensor, Tensor]]:
         """Return mean and mean square of the source's channels over the training images."""
         moments = ChannelMoments()
-        with fork_rng(self.device), torch.no_grad():
+        with fork_rng(self.device):
             for batch in batches_of_an_epoch(self.trainer, self):
                 moments.add(self._source_features(batch, self.model.checked_images(batch.image)))
         return moments.of_levels(lambda tensor: sum_over_processes(self.trainer, tensor))

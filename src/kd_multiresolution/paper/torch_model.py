@@ -47,8 +47,8 @@ class KdMultiresolutionModel(nn.Module):
         cloner_batch_norm: give the cloner batch norm.
         terms: ``total``, ``value`` or ``direction``.
         value_weight: factor of the value term, > 0; ``auto``: the paper's rule, set at the start of training.
-        scale_channels: divide each channel of the source by its root mean square on normal images, measured at the
-            start of training.
+        scale_channels: divide each channel of the source by its root mean square on normal images, which
+            ``channel_scale.measure`` is told at the start of training.
         anomaly_map: ``gradient`` of the score at the input, ``smooth_grad`` (its mean over noisy copies of the image),
             ``guided_backprop`` (guided at the cloner's ReLUs); ``discrepancy`` of each position, which needs no
             gradient; or ``None`` for scores alone.

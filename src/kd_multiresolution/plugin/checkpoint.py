@@ -32,6 +32,7 @@ class CheckpointEntry:
         oldest_format: the oldest that this version can read.
         built: arguments that decide the tensors' shapes, beside the critical points.
         built_before: those of them that older checkpoints do not name, with the values these were trained with.
+            (A value that older versions cannot build needs no new format: it leaves tensors over, which torch refuses.)
         scoring: those that decide the scores and maps that thresholds were fitted to.
         calibration: those that decide scores and thresholds in training, with their values where they were not given.
         remedy: what gives a model with other scores its thresholds.

@@ -102,6 +102,12 @@ class EvaluationAfterConvergence(ConvergenceStopping):
         ImageFileCheck().check_dataset(datamodule.test_data)
         check_both_kinds(int(datamodule.test_data.samples["label_index"].sum()), len(datamodule.test_data), "images")
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop a training that is resumed after its last evaluation: what would be learnt now is evaluated nowhere."""
+        del pl_module
+        if self.converged_after is not None and len(self.epochs) >= self.evaluations:
+            trainer.should_stop = True
+
     def on_epoch_loss(self, trainer: Trainer) -> None:
         """Note the convergence, and stop with the last evaluation, so that this epoch's validation still runs."""
         epochs = self._trained = trainer.current_epoch + 1
