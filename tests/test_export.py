@@ -37,7 +37,7 @@ MODELS = {
     "efficientnet_lite0 both": {
         "source": "efficientnet_lite0", "critical_points": ["blocks.1", "blocks.2"], "scale_channels": True,
     },
-    "vgg11_bn cloner": {"source": "vgg11_bn", "pretrained": False, "attribution_path": "cloner"},
+    "small_vgg cloner": {"source": "small_vgg", "attribution_path": "cloner"},
     "resnet18 guided": {
         "source": "resnet18", "pretrained": False, "critical_points": ["layer1", "layer2"],
         "anomaly_map": "guided_backprop",

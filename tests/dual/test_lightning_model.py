@@ -54,7 +54,7 @@ def data(pictures: Path, train_batch_size: int = 5) -> Folder:
 
 
 def model(**arguments: Any) -> KdMultiresolutionDual:
-    settings = {"source": "efficientnet_lite0", "image_size": SIZE, "imagenet_normalization": False}
+    settings = {"source": "small_vgg", "image_size": SIZE, "imagenet_normalization": False}
     return KdMultiresolutionDual(**{**settings, "epochs": 4, "visualizer": False, **arguments})
 
 
@@ -80,8 +80,10 @@ def test_training_moves_both_cloners_and_never_the_source(pictures: Path, tmp_pa
         assert torch.equal(before[name], after[name]) == name.startswith(("source.", "anomaly_map")), name
 
 
-def test_finds_bright_squares(trained: tuple[KdMultiresolutionDual, Engine], pictures: Path) -> None:
-    network, runner = trained
+def test_finds_bright_squares(pictures: Path, tmp_path: Path) -> None:
+    network = model(source="efficientnet_lite0", epochs=10, learning_rate=3e-3, imagenet_normalization=True)
+    runner = engine(tmp_path)
+    runner.fit(network, datamodule=data(pictures))
     metrics = runner.test(network, datamodule=data(pictures))[0]
     assert metrics["image_AUROC"] == 1.0
     batches = runner.predict(network, data_path=pictures / "defect")

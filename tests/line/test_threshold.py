@@ -53,7 +53,7 @@ def trained(kind: str, pictures: Path, folder: Path, **arguments: Any) -> Path:
         train_batch_size=4, eval_batch_size=4, val_split_mode="same_as_test", seed=0,
     )  # fmt: skip
     settings = {
-        "source": "efficientnet_lite0", "image_size": SIZE, "visualizer": False, "imagenet_normalization": True,
+        "source": "small_vgg", "image_size": SIZE, "visualizer": False, "imagenet_normalization": True,
         **arguments,
     }  # fmt: skip
     if kind == "paper":
@@ -208,7 +208,7 @@ def test_the_commands_work_on_it(
     )
     assert "1 are now" in capsys.readouterr().out
     model = type(loaded(checkpoint)).__name__
-    arguments = ["--model.source", "efficientnet_lite0", "--model.pretrained", "false", "--model.visualizer", "false"]
+    arguments = ["--model.source", "small_vgg", "--model.pretrained", "false", "--model.visualizer", "false"]
     if model == "KdMultiresolution":
         arguments += ["--model.anomaly_map", "discrepancy"]
     cli = AnomalibCLI(

@@ -37,7 +37,7 @@ def trained(kind: type, pictures: Path, folder: Path) -> tuple[KdMultiresolution
         "noise", root=pictures, normal_dir="good", abnormal_dir="defect", train_batch_size=4, eval_batch_size=4,
         num_workers=0, val_split_mode="same_as_test", test_split_ratio=0.25, seed=0,
     )  # fmt: skip
-    network = kind("efficientnet_lite0", image_size=64, sigma=1.0, visualizer=False, imagenet_normalization=True)
+    network = kind("small_vgg", image_size=64, sigma=1.0, visualizer=False, imagenet_normalization=True)
     engine = Engine(default_root_dir=folder, logger=False, enable_progress_bar=False, accelerator="cpu", max_epochs=1)
     engine.fit(network, datamodule=data)
     return network, Path(engine.trainer.checkpoint_callback.best_model_path)

@@ -63,7 +63,7 @@ def fitted(kind: str, pictures: Path, name: str, folder: Path, **arguments: Any)
     model, settings = MODELS[kind]
     network = model(
         **{
-            "source": "efficientnet_lite0", "image_size": SIZE, "region": pictures / "region.png", "visualizer": False,
+            "source": "small_vgg", "image_size": SIZE, "region": pictures / "region.png", "visualizer": False,
             **settings, **arguments,
         }
     )  # fmt: skip
@@ -134,7 +134,7 @@ def test_a_checkpoint_has_it_without_the_file(trained: Any, pictures: Path, tmp_
     monkeypatch.chdir(tmp_path)
     arguments = [f"--model.{name}={value}" for name, value in MODELS[kind][1].items()]
     cli = AnomalibCLI(
-        ["predict", "--model", MODELS[kind][0].__name__, "--model.source", "efficientnet_lite0", *arguments,
+        ["predict", "--model", MODELS[kind][0].__name__, "--model.source", "small_vgg", *arguments,
          "--model.visualizer", "false", "--data", str(pictures / "quiet" / "test"), "--ckpt_path", "moved.ckpt",
          "--trainer.accelerator", "cpu"]
     )  # fmt: skip
@@ -163,7 +163,7 @@ def test_another_region_than_the_checkpoints_is_refused(trained: Any, pictures: 
     kind, _, _, runner = trained
     save_image(1 - judged(), tmp_path / "other.png")
     model, settings = MODELS[kind]
-    network = model("efficientnet_lite0", image_size=SIZE, region=tmp_path / "other.png", visualizer=False, **settings)
+    network = model("small_vgg", image_size=SIZE, region=tmp_path / "other.png", visualizer=False, **settings)
     with pytest.raises(ValueError, match="trained with another region"):
         runner.predict(network, data_path=pictures / "quiet" / "test", ckpt_path=checkpoint_of(runner))
 
@@ -220,7 +220,7 @@ def test_a_mask_that_says_nothing_is_refused(tmp_path: Path) -> None:
     ):
         for model in (KdMultiresolution, KdMultiresolutionDual):
             with pytest.raises(ValueError, match=words):
-                model("efficientnet_lite0", image_size=SIZE, region=tmp_path / name)
+                model("small_vgg", image_size=SIZE, region=tmp_path / name)
 
 
 def test_statistics_of_pictures_are_those_of_the_region() -> None:
