@@ -187,7 +187,8 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder of MVTec AD")
     add("--categories", nargs="+", default=["bottle"])
-    add("--models", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
+    shared = [name for name, candidate in CANDIDATES.items() if candidate.backbone is None]  # VGG-16 takes hours
+    add("--models", nargs="+", choices=CANDIDATES, default=shared)
     add("--seeds", nargs="+", type=int, default=[0])
     add("--train_limit", nargs="+", type=_limit, default=[None], help="normal images, or all; the last is plotted")
     add("--epochs", nargs="+", type=_epochs, default=[], metavar="MODEL=N", help="instead of a model's own number")
