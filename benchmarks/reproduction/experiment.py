@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from anomalib.callbacks import ModelCheckpoint
+from anomalib.data import InferenceBatch
 from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import seed_everything
-from torch import nn
+from torch import Tensor, nn
 from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, Normalize, Resize, Transform
 
 from kd_multiresolution import (
@@ -27,6 +28,7 @@ from kd_multiresolution import (
     KdMultiresolutionDual,
     KdMultiresolutionModel,
 )
+from kd_multiresolution.paper.anomaly_map import AnomalyMapGenerator
 from kd_multiresolution.source.images import normalization_of
 from kd_multiresolution.source.network import Source
 from reporting import environment
@@ -36,31 +38,77 @@ from reproduction.settings import SCORES, Settings, View
 logger = logging.getLogger(__name__)
 
 
+class Attributions(nn.Module):
+    """A model whose maps are attributions as they are, computed once for a batch, however often they are asked for.
+
+    Args:
+        model: the model; it loses what makes maps of attributions.
+    """
+
+    def __init__(self, model: KdMultiresolutionModel) -> None:
+        super().__init__()
+        self.model = model
+        self.model.register_module("anomaly_map_generator", nn.Identity())
+        self._last: tuple[Tensor, InferenceBatch] | None = None
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take the weights."""
+        self.model.load_state_dict(state)
+        self._last = None
+
+    def forward(self, images: Tensor) -> InferenceBatch:
+        """Return scores and attributions, (N, C, H, W)."""
+        if self._last is not None and self._last[0] is images:
+            return self._last[1]
+        prediction: InferenceBatch = self.model(images)
+        self._last = images, prediction
+        return prediction
+
+
+class Reading(nn.Module):
+    """A trained model read in one way.
+
+    Args:
+        attributions: the model, whose maps are attributions as they are; shared by the views of one kind of map.
+        view: the way.
+    """
+
+    def __init__(self, attributions: Attributions, view: View) -> None:
+        super().__init__()
+        self.attributions = attributions
+        self.generator = AnomalyMapGenerator(view.sigma, percentile_scale=view.percentile_scale)
+
+    def forward(self, images: Tensor) -> InferenceBatch:
+        """Return scores and maps."""
+        read: InferenceBatch = self.attributions(images)
+        return read if read.anomaly_map is None else read._replace(anomaly_map=self.generator(read.anomaly_map))
+
+
 class ViewsAfterConvergence(EvaluationAfterConvergence):
     """Reads one training in several ways; the metrics' names begin with the view's.
 
     Args:
         views: the ways.
-        arguments: those of the torch model, beside the views'.
+        arguments: those of the torch model, beside the kind of its map.
         evaluations: see :class:`EvaluationAfterConvergence`.
         interval: see there.
     """
 
     def __init__(self, views: tuple[View, ...], arguments: Mapping[str, Any], evaluations: int, interval: int) -> None:
         super().__init__(evaluations=evaluations, interval=interval)
-        # The trained model itself is left alone: each view has a copy, whose weights are brought up to date.
+        # The trained model itself is left alone: each kind of map has a copy, whose weights are brought up to date.
         self.copies = {
-            f"{view.name}/": KdMultiresolutionModel(**{**arguments, **view.arguments(), "pretrained": False})
-            for view in views
+            kind: Attributions(KdMultiresolutionModel(**{**arguments, "anomaly_map": kind, "pretrained": False}))
+            for kind in dict.fromkeys(view.anomaly_map for view in views)
         }
+        self.readings = {f"{view.name}/": Reading(self.copies[view.anomaly_map], view) for view in views}
 
     def models(self, pl_module: AnomalibModule) -> Mapping[str, nn.Module]:
         """Return a model per view, with the current weights."""
         state = pl_module.model.state_dict()
         for copy in self.copies.values():
-            copy.load_state_dict(state)
-            copy.to(pl_module.device)
-        return self.copies
+            copy.load(state)
+        return {prefix: reading.to(pl_module.device) for prefix, reading in self.readings.items()}
 
 
 class EvaluationAtTheEnd(EvaluationAfterConvergence):

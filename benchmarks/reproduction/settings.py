@@ -18,10 +18,6 @@ class View:
     sigma: float = 4.0  # the map's Gaussian blur in pixels
     percentile_scale: bool = False  # scale each map by its own 99th percentile, as for the paper's pixel figures
 
-    def arguments(self) -> dict[str, Any]:
-        """Return the model's arguments."""
-        return {"anomaly_map": self.anomaly_map, "sigma": self.sigma, "percentile_scale": self.percentile_scale}
-
 
 SCORES = View("scores", anomaly_map=None)
 MAPS = View("maps")

@@ -20,11 +20,11 @@ import reproduce
 from kd_multiresolution import KdMultiresolution
 from kd_multiresolution.data import BrainMRI
 from kd_multiresolution.data.texture_defects import ensure_written
-from kd_multiresolution.paper.torch_model import ANOMALY_MAPS
+from kd_multiresolution.paper.torch_model import ANOMALY_MAPS, KdMultiresolutionModel
 from reporting import in_a_line
-from reproduction.experiment import fingerprint, pre_processor, state_file
+from reproduction.experiment import ViewsAfterConvergence, fingerprint, pre_processor, state_file
 from reproduction.results import Results
-from reproduction.settings import MAPS, PAPER_MAPS, SCORES, Settings
+from reproduction.settings import MAPS, PAPER_MAPS, SCORES, Settings, View
 from reproduction.tables import PLANS, reproduction
 
 pytestmark = pytest.mark.slow
@@ -132,6 +132,39 @@ def test_a_failed_training_is_named_and_the_others_go_on(medical: Path, tmp_path
     assert "brain_mri-seed0-split0 at pool2, pool3, pool4, pool5 failed: FileNotFoundError" in text
     assert len(list(Results(tmp_path / "trainings"))) == 2
     assert reproduce_table(6, medical, tmp_path) == 0, "what failed is tried again"
+
+
+def test_views_of_a_map_share_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each view has what a model of its own would have, whatever the weights are by now; gradients are taken once."""
+    trained = KdMultiresolution("small_vgg", visualizer=False, evaluator=False, post_processor=False)
+    views = (*PLANS[4].views, SCORES, View("guided", "guided_backprop", sigma=0.0), View("discrepancy", "discrepancy"))
+    arguments: dict[str, Any] = {"source": "small_vgg"}
+    evaluation = ViewsAfterConvergence(views, arguments, evaluations=1, interval=1)
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    taken, gradient = [], KdMultiresolutionModel._gradient
+    monkeypatch.setattr(
+        KdMultiresolutionModel, "_gradient", lambda self, *args: taken.append(self) or gradient(self, *args)
+    )
+    for _ in range(2):
+        with torch.no_grad():
+            for weight in trained.model.cloner.parameters():
+                weight.mul_(1.1)
+        taken.clear()
+        read = {name: model.eval()(images) for name, model in evaluation.models(trained).items()}
+        assert len(taken) == 2
+        for view in views:
+            own = KdMultiresolutionModel(
+                **arguments,
+                anomaly_map=view.anomaly_map,
+                sigma=view.sigma,
+                percentile_scale=view.percentile_scale,
+            ).eval()
+            own.load_state_dict(trained.model.state_dict())
+            expected, ours = own(images), read[f"{view.name}/"]
+            torch.testing.assert_close(ours.pred_score, expected.pred_score, rtol=0, atol=0)
+            assert (ours.anomaly_map is None) == (expected.anomaly_map is None) == (view == SCORES)
+            if ours.anomaly_map is not None:
+                torch.testing.assert_close(ours.anomaly_map, expected.anomaly_map, rtol=0, atol=0)
 
 
 def test_attributions_are_read_from_one_training(mvtec: Path, tmp_path: Path) -> None:
