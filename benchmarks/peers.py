@@ -26,7 +26,7 @@ from comparison import experiment, hub_cache, inference
 from comparison.candidates import CANDIDATES, LABELS
 from comparison.rendering import curves, trials_table
 from comparison.trial import Trial
-from reporting import in_a_line, in_own_process, write_whole
+from reporting import in_a_line, in_own_process, make_folder, write_whole
 from runtimes import DEVICES, RUNTIMES, inference_table
 
 logger = logging.getLogger("peers")
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_files(options)
     trials = planned(options)
     output: Path = options.output
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder("--output", output)
     results: dict[Trial, Any] = {}
     failures: dict[Trial, str] = {}
     timed = {trial.model: trial for trial in reversed(trials)}

@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
 import torch
@@ -109,6 +110,21 @@ def markdown(head: Sequence[str], rows: Iterable[Iterable[object]], numbers_from
     """Return a Markdown table, its numbers to the right."""
     rule = ["---"] * numbers_from + ["---:"] * (len(head) - numbers_from)
     return "\n".join([line(head), line(rule), *map(line, rows)]) + "\n"
+
+
+def make_folder(argument: str, folder: Path) -> None:
+    """Make the folder that an argument names, before hours of work whose results are to lie there.
+
+    Raises:
+        SystemExit: if it cannot be made, or nothing can be written to it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        msg = f"{argument}={folder}: nothing can be written there ({error.strerror}). Name another folder."
+        raise SystemExit(msg) from error
 
 
 def write_whole(path: Path, result: object) -> Path:

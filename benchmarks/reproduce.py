@@ -22,7 +22,7 @@ from kd_multiresolution.plugin.arguments import check_seed
 from kd_multiresolution.source.images import check_image_size
 from kd_multiresolution.source.network import Source
 from kd_multiresolution.source.stages import levels_of_strides, score_points_of
-from reporting import in_a_line, quiet
+from reporting import in_a_line, make_folder, quiet
 from reproduction.data import DATASETS
 from reproduction.experiment import fingerprint, run, state_file
 from reproduction.rendering import render
@@ -55,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         todo = [settings for settings in wanted if results.find(settings) is None]
     except (RuntimeError, ValueError) as error:
         raise SystemExit(f"{error}") from error
+    make_folder("--output", options.output)
+    if options.checkpoints is not None:
+        make_folder("--checkpoints", options.checkpoints)
     failures: dict[Settings, str] = {}
     numbers = ", ".join(map(str, options.table))
     print(f"Table {numbers}, source {source}: {len(todo)} trainings to do; results in {results.folder}.")
@@ -100,7 +103,6 @@ def write(
     options: argparse.Namespace,
 ) -> list[str]:
     """Write the tables, and return their text."""
-    options.output.mkdir(parents=True, exist_ok=True)
     texts = []
     for table in tables:
         own = [settings.training for settings in trainings([table], digests, options.splits)]

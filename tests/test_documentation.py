@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import runpy
 import shlex
@@ -86,6 +87,17 @@ def test_programs_accept(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     with pytest.raises(Accepted):
         runpy.run_path(str(PROJECT / script), run_name="__main__")
+
+
+PROGRAMS = {page.name: re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL) for page in PAGES}
+
+
+@pytest.mark.parametrize("page", sorted(page for page, programs in PROGRAMS.items() if programs))
+def test_programs_import_what_there_is(page: str) -> None:
+    for program in PROGRAMS[page]:
+        imports = [node for node in ast.walk(ast.parse(program)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+        assert imports
+        exec(compile(ast.Module(imports, type_ignores=[]), page, "exec"), {})
 
 
 @pytest.mark.slow

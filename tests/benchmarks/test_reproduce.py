@@ -242,6 +242,14 @@ def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
             reproduce.main([*arguments, "--source", "small_vgg", "--output", str(tmp_path)])
 
 
+@pytest.mark.parametrize("argument", ["--output", "--checkpoints"])
+def test_where_nothing_can_be_written_nothing_is_trained(argument: str, medical: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SystemExit, match=f"{argument}=.*file.*: nothing can be written there"):
+        reproduce_table(6, medical, tmp_path / "results", argument, str(tmp_path / "file" / "folder"))
+    assert not [*tmp_path.rglob("*.json")]
+
+
 @pytest.mark.parametrize("number", PLANS)
 def test_every_plan_covers_its_table(number: int) -> None:
     methods = set()
