@@ -62,7 +62,12 @@ def step_by_step(network: Model, images: Tensor) -> InferenceBatch:
     if isinstance(network, KdMultiresolutionDualModel):
         features = network.source(images)
         local, overall = network.predictions(features)
-        return network.read(network.families(features, local, overall), network.as_a_whole(features, local), size)
+        return network.read(
+            network.families(features, local, overall),
+            network.positions(features),
+            network.as_a_whole(features, local),
+            size,
+        )
     source, cloner = network.features(images)
     settings = {"value_weight": network.known_value_weight, "terms": network.terms}
     scores = discrepancy(source, cloner, **settings)

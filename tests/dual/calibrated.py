@@ -6,6 +6,7 @@ import torch
 
 from kd_multiresolution.dual.calibration import Calibration, ImageScore, calibrate
 from kd_multiresolution.dual.painted_defects import out_of_focus, painted
+from kd_multiresolution.dual.position import PositionMoments
 from kd_multiresolution.dual.standardization import standardize
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from kd_multiresolution.source.channel_moments import ChannelMoments
@@ -29,6 +30,9 @@ def calibration(
     moments = ChannelMoments()
     moments.add(features)
     standardize(model.levels_units, moments, alone)
+    positions = PositionMoments()
+    positions.add(features[1])
+    model.position.set(positions, alone)
     defective = model.source(painted(model.checked_images(images), torch.Generator().manual_seed(0)))
     blurred = model.source(out_of_focus(model.checked_images(images)))
     return calibrate(

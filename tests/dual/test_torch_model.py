@@ -30,7 +30,7 @@ def test_scores_and_maps_do_not_depend_on_the_batch(model: KdMultiresolutionDual
     assert (together.anomaly_map >= 0).all()
     features = model.source(model.checked_images(images))
     local, overall = model.predictions(features)
-    expected = model.of_defects(model.families(features, local, overall))
+    expected = model.of_defects(model.families(features, local, overall), model.positions(features))
     if judging:
         source, near = (mean_of_neighbours(level[-1]) for level in (features, local))
         expected = (1 - F.cosine_similarity(source, near)).mean((1, 2))
@@ -85,7 +85,9 @@ def test_levels_are_read_position_by_position_and_all_but_the_last_at_two_coarse
     model.family_weight.copy_(torch.rand(2, 11, generator=torch.Generator().manual_seed(0)))
     of_map, of_score = (model.blurred(families) * weight[:, None, None] for weight in model.family_weight)
     torch.testing.assert_close(model.fused(families), of_map.sum(1, keepdim=True))
-    torch.testing.assert_close(model.of_defects(families), top_mean(of_score.sum(1, keepdim=True))[:, 0])
+    torch.testing.assert_close(
+        model.tops(families, model.positions(features))[0], top_mean(of_score.sum(1, keepdim=True))[:, 0]
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -118,6 +120,7 @@ def test_two_critical_points_leave_direction_and_disagreement() -> None:
     assert model.maps == ["direction", "disagreement"]
     calibrated(model, pictures(6))
     model.family_weight[1] = model.family_weight[0]
+    model.position_weight.zero_()
     output = model(pictures(2))
     torch.testing.assert_close(output.pred_score, top_mean(output.anomaly_map[..., 1::4, 1::4])[:, 0], rtol=0.2, atol=0)
 

@@ -89,6 +89,9 @@ def calibrate(
         top_mean(model.blurred(maps)) for maps in (normal_maps, blurred_maps, defective_maps)
     )
     gain = _weigh_families(model, normal_tops, blurred_tops, defective_tops, reduce)
+    positions = [model.positions(features) for features in (normal, blurred, defective)]
+    kinds = zip((normal_maps, blurred_maps, defective_maps), positions, strict=True)
+    _weigh_positions(model, *(torch.stack(model.tops(*kind), 1) for kind in kinds), reduce=reduce)
     whole, why = image_score == "whole", f"{image_score=}"
     if image_score == "auto":
         of_disagreement = gain[[name == "disagreement" for name in model.maps]].max()
@@ -100,7 +103,7 @@ def calibrate(
         whole, why = _differ_as_a_whole(float(of_disagreement), float(of_means), count)
     model.judged_as_whole.fill_(whole)
     of_images = torch.cat([model.as_a_whole(features, local) for features, local, _ in predicted])
-    read = model.read(normal_maps, of_images, image_size)
+    read = model.read(normal_maps, positions[0], of_images, image_size)
     peaks = cast("Tensor", read.anomaly_map).flatten(1).amax(1)
     judgement = f"Images are judged {'as a whole' if whole else 'by their defects'}: {why}."
     return Calibration(_distribution(cast("Tensor", read.pred_score), reduce), _distribution(peaks, reduce), judgement)
@@ -165,6 +168,22 @@ def _weigh_families(
     units = torch.stack([mean, deviation]).clamp_min(torch.finfo(model.family_weight.dtype).eps)
     model.family_weight.copy_(share / units)
     return gain
+
+
+def _weigh_positions(
+    model: KdMultiresolutionDualModel, normal: Tensor, blurred: Tensor, defective: Tensor, *, reduce: Reduce
+) -> None:
+    """Let both parts of a score count by the cube of their gains, per deviation, as each map does in the first.
+
+    The values are those of the maps' sum and of the positions, (N, 2), (N, 2) and (M, 2).
+    """
+    gain, deviation = gains(normal, defective, torch.cat([normal, blurred]), reduce)
+    share = gain.clamp_min(0).pow(3)
+    share = torch.where(share.sum() > 0, share / share.sum(), share.new_tensor([1, 0]))
+    of_maps, of_positions = share / deviation
+    largest = torch.finfo(model.family_weight.dtype).max
+    model.family_weight[1].copy_((exact(model.family_weight[1]) * of_maps).clamp_max(largest))
+    model.position_weight.copy_(of_positions.clamp_max(largest))
 
 
 def _differ_as_a_whole(of_disagreement: float, of_means: float, count: int) -> tuple[bool, str]:

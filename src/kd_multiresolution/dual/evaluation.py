@@ -20,14 +20,14 @@ from kd_multiresolution.paper.evaluation import local_directions
 
 
 class MapWeights(NamedTuple):
-    """Kernels that make weighted sums of the maps of some scales of a level, of two or three outputs.
+    """Kernels that make weighted sums of the maps of some scales of a level, of three or four outputs.
 
-    The first is the anomaly map's sum, the second the score's; the last level has a third one, the direction of its
-    neighbourhood means.
+    The first is the anomaly map's sum, the second the score's, the third the map of the positions; the last level has a
+    fourth one, the direction of its neighbourhood means.
 
     Attributes:
         squares: (outputs, scales * 2 * C, 1, 1), of the squared differences of source and local cloner, and of both
-            cloners.
+            cloners; of the first level C more, of the squared difference from what is normal at a position.
         directions: (outputs, scales, 1, 1).
     """
 
@@ -36,29 +36,35 @@ class MapWeights(NamedTuple):
 
 
 def map_weights(
-    family_weight: Tensor, value: Sequence[ChannelError], disagreement: Sequence[ChannelError]
+    family_weight: Tensor, position_weight: Tensor, value: Sequence[ChannelError], disagreement: Sequence[ChannelError]
 ) -> list[MapWeights]:
     """Return the kernels: of all levels, then of the coarser scales of all but the last.
 
     Args:
         family_weight: of each map in the anomaly map and in the score, (2, K).
+        position_weight: of the positions in the score, ().
         value: errors of the local cloner, per level but the last.
         disagreement: errors between the cloners, per level.
     """
+    # The score is a sum of two parts, of which a mean is taken.
+    family_weight = torch.stack([family_weight[0], 2 * family_weight[1]])
     weights = iter(family_weight.unbind(1))
 
     def scale(near: ChannelError | None, far: ChannelError) -> tuple[Tensor, Tensor]:
-        """Return what squares, (2, 2 * C), and directions, (2, 1), count at the next scale."""
+        """Return what squares, (3, 2 * C), and directions, (3, 1), count at the next scale."""
         of_value = far.weights.new_zeros(2, len(far.weights)) if near is None else next(weights)[:, None] * near.weights
         direction = next(weights)
-        return torch.cat([of_value, next(weights)[:, None] * far.weights], 1), direction[:, None]
+        squares = torch.cat([of_value, next(weights)[:, None] * far.weights], 1)
+        return F.pad(squares, (0, 0, 0, 1)), F.pad(direction[:, None], (0, 0, 0, 1))
 
     levels = [*zip_longest(value, disagreement)]
     *fine, (squares, direction) = [scale(*level) for level in levels]
-    # The last level's third output is the direction at its second scale, which takes no part in the other two.
+    # The last level's fourth output is the direction at its second scale, which takes no part in the others.
     squares, direction = F.pad(squares, (0, squares.shape[1], 0, 1)), F.pad(direction, (0, 1, 0, 1))
     direction[-1, -1] = 1
-    found = [_kernels(*level) for level in (*fine, (squares, direction))]
+    (squares, direction), *others = [*fine, (squares, direction)]
+    of_positions = F.pad(2 * position_weight.expand(1, len(disagreement[0].weights)), (0, 0, 2, len(squares) - 3))
+    found = [_kernels(*level) for level in ((torch.cat([squares, of_positions], 1), direction), *others)]
     coarser = (zip(scale(*level), scale(*level), strict=True) for level in levels[:-1])
     return [*found, *(_kernels(*(torch.cat(part, 1) for part in scales)) for scales in coarser)]
 
@@ -71,6 +77,7 @@ def weighted_maps(
     features: Sequence[Tensor],
     local: Sequence[Tensor],
     overall: Sequence[Tensor],
+    positions: Tensor,
     weights: Sequence[MapWeights],
     coarsenings: Sequence[int],
 ) -> tuple[list[Tensor], Tensor]:
@@ -80,12 +87,13 @@ def weighted_maps(
         features: the source's, at all critical points but the first.
         local: what the local cloner predicts of them.
         overall: what the global cloner does.
+        positions: difference of the first of these points from what is normal at its positions, (N, C_2, H_2, W_2).
         weights: of :func:`map_weights`.
         coarsenings: of each level but the last, positions per side that make one of the next.
 
     Returns:
-        One (N, 2, H_i, W_i) tensor per size, to be resized and added: the anomaly map's sum, and the score's; and (N,),
-        from 0 to 2.
+        One (N, 3, H_i, W_i) tensor per size, to be resized and added: the anomaly map's sum, the score's, and the
+        positions' map; and (N,), from 0 to 2.
     """
     levels = [torch.cat(wide(level), 1) for level in zip(features, local, overall, strict=True)]
     *finer, last = levels
@@ -93,7 +101,7 @@ def weighted_maps(
     for level, coarsening in zip(finer, coarsenings, strict=True):
         coarse = F.avg_pool2d(level, coarsening)
         groups.append((torch.cat([coarse, neighbourhood_mean(coarse)], 1), 2))
-    found = [_compared(*group) for group in groups]
+    found = [_compared(scales, count, more) for (scales, count), more in zip_longest(groups, [positions])]
     lengths = zip(*(lengths for _, *lengths in found), strict=True)
     directions = local_directions(
         *(torch.cat([scale.flatten(1) for level in part for scale in level.unbind(1)], 1) for part in lengths)
@@ -103,26 +111,30 @@ def weighted_maps(
         F.conv2d(squares, kernels.squares) + F.conv2d(part.view(near.shape), kernels.directions)
         for (squares, near, *_), part, kernels in zip(found, parts, weights, strict=True)
     ]
-    of_last, whole = torch.split(sums[len(finer)], [2, 1], 1)
+    of_last, whole = torch.split(sums[len(finer)], [3, 1], 1)
     sums[len(finer)] = of_last
     for index in range(len(finer)):
         sums[index + 1] = sums[index + 1] + sums.pop(len(levels))
     return sums, whole.mean((1, 2, 3))
 
 
-def _compared(scales: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _compared(scales: Tensor, count: int, more: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return squared differences, and lengths of the source's vectors, of the local cloner's, and of their differences.
 
     Args:
         scales: (N, count * 3 * C, H, W), of each scale the source's features and both predictions.
         count: number of scales.
+        more: other differences, (N, C, H, W), to be squared with these.
 
     Returns:
-        (N, count * 2 * C, H, W), and (N, count, H, W) thrice.
+        (N, count * 2 * C, H, W), or C more, and (N, count, H, W) thrice.
     """
     images, channels, height, width = scales.shape
     parts = scales.view(images, count, 3, channels // (3 * count), height, width)
     differences = parts[:, :, :2] - parts[:, :, 1:]
     near, far = torch.linalg.vector_norm(parts[:, :, :2], dim=3).unbind(2)
     apart = torch.linalg.vector_norm(differences[:, :, 0], dim=2)
-    return differences.square_().flatten(1, 3), near, far, apart
+    differences = differences.flatten(1, 3)
+    if more is not None:
+        differences = torch.cat([differences, more], 1)
+    return differences.square_(), near, far, apart

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from kd_multiresolution.dual.calibration import CHUNK, Calibration, ImageScore, Precision, calibrate
 from kd_multiresolution.dual.painted_defects import out_of_focus, painted
+from kd_multiresolution.dual.position import PositionMoments
 from kd_multiresolution.dual.standardization import standardize
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from kd_multiresolution.plugin.finite import check_finite
@@ -122,7 +123,7 @@ class HeldOutImages:
         self.held_out = held_out_images(paths, self.seed)
         if resumed:
             self._check_held_out()
-        moments = ChannelMoments()
+        moments, positions = ChannelMoments(), PositionMoments()
         kept: dict[str, Tensor] = {}
         for batch_paths, images, features in batches:
             check_finite(images, batch_paths)
@@ -131,6 +132,7 @@ class HeldOutImages:
                     kept[path] = images[i].clone()
             fitted = self.fitted(batch_paths)
             moments.add([level[fitted] for level in features])
+            positions.add(features[1][fitted])
             empty = images[:0]
         self._check_kept(kept, reduce)
         # In the order of their paths, on which the last digits of features and sums depend.
@@ -145,6 +147,7 @@ class HeldOutImages:
         self._blurred = self._features(out_of_focus(held_out))
         if not resumed:
             standardize(self.model.levels_units, moments, reduce)
+            self.model.position.set(positions, reduce)
 
     def _features(self, images: Tensor) -> list[Tensor]:
         """Return the source's features of the images, of which a blur or a paste may have left the region."""

@@ -80,6 +80,10 @@ def neighbourhood_mean(features: Tensor) -> Tensor:
 
 def top_mean(maps: Tensor) -> Tensor:
     """Return the mean of the highest hundredth of each map: (N, K, H, W) to (N, K)."""
+    return highest(maps).mean(-1)
+
+
+def highest(maps: Tensor) -> Tensor:
+    """Return the highest hundredth of each map: (N, K, H, W) to (N, K, H * W / 100), one value at least."""
     positions = maps.flatten(2)
-    count = max(positions.shape[-1] // TOP_SHARE, 1)
-    return positions.topk(count, dim=-1, sorted=False).values.mean(-1)
+    return positions.topk(max(positions.shape[-1] // TOP_SHARE, 1), dim=-1, sorted=False).values

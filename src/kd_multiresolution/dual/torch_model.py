@@ -7,6 +7,7 @@ The second cloner and its disagreement with the first follow EfficientAD (arXiv 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -23,9 +24,11 @@ from kd_multiresolution.dual.maps import (
     ChannelError,
     coarser_scales,
     families_of,
+    highest,
     neighbourhood_mean,
     top_mean,
 )
+from kd_multiresolution.dual.position import PositionError
 from kd_multiresolution.dual.standardization import Standardization
 from kd_multiresolution.paper.anomaly_map import AnomalyMapGenerator, check_sigma
 from kd_multiresolution.paper.discrepancy import local_direction, wide
@@ -52,7 +55,8 @@ class KdMultiresolutionDualModel(nn.Module):
     next one, and over 3 x 3 of those. The anomaly map is a weighted sum of all. Images are judged by their *defects*,
     the mean of the highest hundredth of a sum with weights of its own; or as a *whole*, by the direction at the last
     critical point, averaged over the image: where whole images differ more than a defect could make them, as in one
-    class against others.
+    class against others. The score by defects has a second part, the highest hundredth of how unusual the first
+    predicted critical point is for its positions (:mod:`kd_multiresolution.dual.position`).
 
     What "normal" means, what each family counts, and how images are judged, is set by
     :mod:`kd_multiresolution.dual.calibration`; all of it is kept in the state dict.
@@ -73,6 +77,7 @@ class KdMultiresolutionDualModel(nn.Module):
     """
 
     family_weight: Tensor
+    position_weight: Tensor
     judged_as_whole: Tensor
 
     def __init__(
@@ -107,6 +112,8 @@ class KdMultiresolutionDualModel(nn.Module):
         self.fine = len(self.maps)  # the coarser scales' maps come after these
         self.maps += FAMILIES * COARSER_SCALES * len(self.coarsenings)
         self.register_buffer("family_weight", torch.ones(2, len(self.maps)))  # in the anomaly map, and in the score
+        self.position = PositionError(levels[1].channels)
+        self.register_buffer("position_weight", torch.tensor(0.0))  # in the score
         self.register_buffer("judged_as_whole", torch.tensor(False))
         # The map is blurred where it is computed, in positions of the first level: a sixteenth of the pixels.
         self.anomaly_map_generator = AnomalyMapGenerator(sigma, opening=False, stride=levels[0].stride)
@@ -168,9 +175,31 @@ class KdMultiresolutionDualModel(nn.Module):
         summed: Tensor = self.anomaly_map_generator(families * weight[:, None, None])
         return summed
 
-    def of_defects(self, families: Tensor) -> Tensor:
-        """Return the mean of the highest hundredth of the maps' sum for images, blurred: (N, K, H, W) to (N,)."""
-        return top_mean(self._summed(families, self.family_weight[1]))[:, 0]
+    def positions(self, features: Sequence[Tensor]) -> Tensor:
+        """Return how unusual the first predicted critical point is for its positions, (N, 1, H_1, W_1).
+
+        Args:
+            features: the source's, (N, C_i, H_i, W_i) per critical point.
+        """
+        with torch.autocast(features[0].device.type, enabled=False):
+            return resized(self.position(*wide(features[1:2])), features[0].shape[-2:])
+
+    def of_defects(self, families: Tensor, positions: Tensor) -> Tensor:
+        """Return the scores of images that are judged by their defects, (N,).
+
+        The mean of the highest hundredth of the maps' sum for images, and that of the positions' map, both blurred.
+
+        Args:
+            families: those of :meth:`families`.
+            positions: those of :meth:`positions`.
+        """
+        of_maps, of_positions = self.tops(families, positions)
+        return of_maps + self.position_weight * of_positions
+
+    def tops(self, families: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both parts of :meth:`of_defects`, (N,) each, the second without its weight."""
+        of_maps = self._summed(families, self.family_weight[1])
+        return top_mean(of_maps)[:, 0], top_mean(self.anomaly_map_generator(positions))[:, 0]
 
     def as_a_whole(self, features: Sequence[Tensor], local: Sequence[Tensor]) -> Tensor:
         """Return how far images are as a whole from what the local cloner makes of them: (N,), from 0 to 2.
@@ -185,15 +214,16 @@ class KdMultiresolutionDualModel(nn.Module):
             source, near = (neighbourhood_mean(level) for level in wide((features[-1], local[-1])))
             return local_direction(source, near).mean((1, 2, 3))
 
-    def read(self, families: Tensor, whole: Tensor, image_size: tuple[int, int]) -> InferenceBatch:
+    def read(self, families: Tensor, positions: Tensor, whole: Tensor, image_size: tuple[int, int]) -> InferenceBatch:
         """Return scores and maps as :meth:`forward`.
 
         Args:
             families: those of :meth:`families`.
+            positions: those of :meth:`positions`.
             whole: the scores of :meth:`as_a_whole`.
             image_size: of the map, height and width in pixels.
         """
-        scores = torch.where(self.judged_as_whole, whole, self.of_defects(families))
+        scores = torch.where(self.judged_as_whole, whole, self.of_defects(families, positions))
         maps = within(resized(self.fused(families), image_size), self.source.region)
         return InferenceBatch(pred_score=scores, anomaly_map=maps)
 
@@ -232,12 +262,14 @@ class KdMultiresolutionDualModel(nn.Module):
         errors = [error.root_mean_square for error in (*value, *disagreement)]
         with torch.autocast(features[0].device.type, enabled=False):
             weights = self._map_weights.get(
-                [self.family_weight, *errors], lambda: map_weights(self.family_weight, value, disagreement)
+                [self.family_weight, self.position_weight, *errors],
+                lambda: map_weights(self.family_weight, self.position_weight, value, disagreement),
             )
-            sums, whole = weighted_maps(features[1:], local, overall, weights, self.coarsenings)
-            maps = torch.stack([resized(level, features[0].shape[-2:]) for level in sums]).sum(0)
-            whole_map, of_defects = torch.split(self.anomaly_map_generator.blurred(maps), 1, 1)
-            scores = torch.where(self.judged_as_whole, whole, top_mean(of_defects)[:, 0])
+            positions = self.position.difference(*wide(features[1:2]))
+            sums, whole = weighted_maps(features[1:], local, overall, positions, weights, self.coarsenings)
+            maps = reduce(torch.add, (resized(level, features[0].shape[-2:]) for level in sums))
+            whole_map, of_defects = torch.split(self.anomaly_map_generator.blurred(maps), [1, 2], 1)
+            scores = torch.where(self.judged_as_whole, whole, highest(of_defects).mean((1, 2)))
             maps = within(resized(whole_map, image_size), self.source.region)
             return InferenceBatch(pred_score=scores, anomaly_map=maps)
 
@@ -259,6 +291,11 @@ class KdMultiresolutionDualModel(nn.Module):
         images = checked_images(images, self.source, self.family_weight.dtype)
         self.check_image_size(images.shape[-2:])
         return images
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Models that were trained before there was a map of the positions go without it.
+        state_dict.setdefault(f"{prefix}position_weight", torch.zeros_like(self.position_weight))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps beside the weights: where the source's come from."""
