@@ -34,7 +34,7 @@ from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual, KdMulti
 from kd_multiresolution.dual.loss import cloner_losses
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from kd_multiresolution.paper.discrepancy import discrepancy
-from kd_multiresolution.training.allocator import hold_freed_memory
+from kd_multiresolution.plugin.allocator import hold_freed_memory
 from kd_multiresolution.training.optimizer import Muon, adam
 from operators import operators
 from reporting import in_own_process, markdown, now, peak_mib, quiet, write_both

@@ -10,26 +10,11 @@ import torch
 from anomalib.data import Folder
 from anomalib.engine import Engine
 from anomalib.models import Padim
-from torchvision.utils import save_image
 
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
 from kd_multiresolution.training.convergence import ConvergenceStopping
 
 MODELS = {"paper": KdMultiresolution, "dual": KdMultiresolutionDual}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    root = tmp_path_factory.mktemp("noise")
-    for folder, count in (("good", 6), ("defect", 2)):
-        (root / folder).mkdir()
-        for i in range(count):
-            picture = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(i))
-            save_image(picture, root / folder / f"{i}.png")
-    return Folder(
-        "noise", root=root, normal_dir="good", abnormal_dir="defect", normal_test_dir="good", train_batch_size=3,
-        num_workers=0, val_split_mode="same_as_test",
-    )  # fmt: skip
 
 
 def model(name: str, **arguments: Any) -> Any:
@@ -41,39 +26,39 @@ def engine(folder: Path) -> Engine:
     return Engine(default_root_dir=folder, logger=False, enable_progress_bar=False, accelerator="cpu")
 
 
-def scores(runner: Engine, network: Any, data: Folder) -> torch.Tensor:
-    return torch.cat([batch.pred_score.flatten() for batch in runner.predict(network, datamodule=data)])
+def scores(runner: Engine, network: Any, noise: Folder) -> torch.Tensor:
+    return torch.cat([batch.pred_score.flatten() for batch in runner.predict(network, datamodule=noise)])
 
 
 @pytest.mark.parametrize("first", MODELS)
 def test_the_second_model_is_trained_and_scores_as_in_an_engine_of_its_own(
-    first: str, data: Folder, tmp_path: Path
+    first: str, noise: Folder, tmp_path: Path
 ) -> None:
     (second,) = MODELS.keys() - {first}
     shared = engine(tmp_path / "shared")
-    shared.fit(model(first), datamodule=data)
+    shared.fit(model(first), datamodule=noise)
     network = model(second)
     shared.trainer.fit_loop.epoch_progress.reset()  # Lightning counts on from the first model's epochs
-    shared.fit(network, datamodule=data)
-    found = scores(shared, network, data)
+    shared.fit(network, datamodule=noise)
+    found = scores(shared, network, noise)
     alone = model(second)
     own = engine(tmp_path / "own")
-    own.fit(alone, datamodule=data)
-    assert torch.equal(found, scores(own, alone, data))
+    own.fit(alone, datamodule=noise)
+    assert torch.equal(found, scores(own, alone, noise))
 
 
-def test_a_stop_at_convergence_does_not_stay_for_another_model(data: Folder, tmp_path: Path) -> None:
+def test_a_stop_at_convergence_does_not_stay_for_another_model(noise: Folder, tmp_path: Path) -> None:
     shared = engine(tmp_path)
     first = model("paper", epochs=None)
     for _ in range(2):  # it finds its own stop in the second run
-        shared.validate(first, datamodule=data)
+        shared.validate(first, datamodule=noise)
     assert any(isinstance(callback, ConvergenceStopping) for callback in shared.trainer.callbacks)
-    shared.validate(model("paper", epochs=5), datamodule=data)
+    shared.validate(model("paper", epochs=5), datamodule=noise)
     assert not any(isinstance(callback, ConvergenceStopping) for callback in shared.trainer.callbacks)
 
 
-def test_a_model_that_is_not_ours_is_told_to_take_another_engine(data: Folder, tmp_path: Path) -> None:
+def test_a_model_that_is_not_ours_is_told_to_take_another_engine(noise: Folder, tmp_path: Path) -> None:
     shared = engine(tmp_path)
-    shared.validate(model("paper"), datamodule=data)
+    shared.validate(model("paper"), datamodule=noise)
     with pytest.raises(TypeError, match=r"Padim: this Engine, .* an Engine of its own"):
-        shared.fit(Padim(backbone="resnet18", layers=["layer1"], pre_trained=False, n_features=10), datamodule=data)
+        shared.fit(Padim(backbone="resnet18", layers=["layer1"], pre_trained=False, n_features=10), datamodule=noise)

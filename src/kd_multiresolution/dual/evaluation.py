@@ -95,39 +95,48 @@ def weighted_maps(
         One (N, 3, H_i, W_i) tensor per size, to be resized and added: the anomaly map's sum, the score's, and the
         positions' map; and (N,), from 0 to 2.
     """
-    levels = [torch.cat(wide(level), 1) for level in zip(features, local, overall, strict=True)]
-    *finer, last = levels
-    groups = [*((level, 1) for level in finer), (torch.cat([last, neighbourhood_mean(last)], 1), 2)]
-    for level, coarsening in zip(finer, coarsenings, strict=True):
-        coarse = F.avg_pool2d(level, coarsening)
-        groups.append((torch.cat([coarse, neighbourhood_mean(coarse)], 1), 2))
-    found = [_compared(scales, count, more) for (scales, count), more in zip_longest(groups, [positions])]
+    # A level's differences are summed before the next one's are made: memory beyond what the C library keeps would be
+    # mapped and cleared anew for every batch, which takes longer than the sums.
+    *of_levels, of_last = weights[: len(features)]
+    found, coarser = [], []
+    more: Tensor | None = positions
+    *finer, last = zip(features, local, overall, strict=True)
+    for level, kernels, coarsening in zip(finer, of_levels, coarsenings, strict=True):
+        scale = torch.cat(wide(level), 1)
+        coarser.append(F.avg_pool2d(scale, coarsening))
+        found.append(_compared(scale, 1, kernels.squares, more))
+        more = None
+    wholes = (torch.cat(wide(last), 1), *coarser)
+    for scale, kernels in zip(wholes, (of_last, *weights[len(features) :]), strict=True):
+        found.append(_compared(torch.cat([scale, neighbourhood_mean(scale)], 1), 2, kernels.squares, more))
+        more = None
     lengths = zip(*(lengths for _, *lengths in found), strict=True)
     directions = local_directions(
         *(torch.cat([scale.flatten(1) for level in part for scale in level.unbind(1)], 1) for part in lengths)
     )
     parts = torch.split(directions, [near.shape[1:].numel() for _, near, *_ in found], 1)
     sums = [
-        F.conv2d(squares, kernels.squares) + F.conv2d(part.view(near.shape), kernels.directions)
+        squares + F.conv2d(part.view(near.shape), kernels.directions)
         for (squares, near, *_), part, kernels in zip(found, parts, weights, strict=True)
     ]
     of_last, whole = torch.split(sums[len(finer)], [3, 1], 1)
     sums[len(finer)] = of_last
     for index in range(len(finer)):
-        sums[index + 1] = sums[index + 1] + sums.pop(len(levels))
+        sums[index + 1] = sums[index + 1] + sums.pop(len(features))
     return sums, whole.mean((1, 2, 3))
 
 
-def _compared(scales: Tensor, count: int, more: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return squared differences, and lengths of the source's vectors, of the local cloner's, and of their differences.
+def _compared(scales: Tensor, count: int, kernel: Tensor, more: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return sums of squared differences, and lengths of source's, local cloner's and differences' vectors.
 
     Args:
         scales: (N, count * 3 * C, H, W), of each scale the source's features and both predictions.
         count: number of scales.
+        kernel: of the sums, :attr:`MapWeights.squares`.
         more: other differences, (N, C, H, W), to be squared with these.
 
     Returns:
-        (N, count * 2 * C, H, W), or C more, and (N, count, H, W) thrice.
+        (N, outputs, H, W), and (N, count, H, W) thrice.
     """
     images, channels, height, width = scales.shape
     parts = scales.view(images, count, 3, channels // (3 * count), height, width)
@@ -137,4 +146,4 @@ def _compared(scales: Tensor, count: int, more: Tensor | None) -> tuple[Tensor, 
     differences = differences.flatten(1, 3)
     if more is not None:
         differences = torch.cat([differences, more], 1)
-    return differences.square_(), near, far, apart
+    return F.conv2d(differences.square_(), kernel), near, far, apart

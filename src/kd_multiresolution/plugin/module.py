@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from kd_multiresolution.plugin.allocator import HeldMemory
 from kd_multiresolution.plugin.checkpoint import KEY, CheckpointEntry
 from kd_multiresolution.plugin.exported import ExplainedExport
 from kd_multiresolution.plugin.finite import NonFiniteError, checked_predictions
@@ -82,12 +83,12 @@ class PluginModule(ExplainedExport):
         return RankEvaluator(test_metrics=metrics)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return anomalib's components, the check of image files, and the region of interest."""
+        """Return anomalib's components, the region of interest, the check of image files, and the memory's setting."""
         self._dismiss_callbacks_of_others()
         configured = super().configure_callbacks()
         components = [configured] if isinstance(configured, Callback) else [*configured]
         after = sum(isinstance(part, PreProcessor | PostProcessor) for part in components)  # both come first
-        return [*components[:after], RegionOfInterest(), *components[after:], ImageFileCheck()]
+        return [*components[:after], RegionOfInterest(), *components[after:], ImageFileCheck(), HeldMemory()]
 
     def _dismiss_callbacks_of_others(self) -> None:
         """Take out of the trainer what an earlier model of ours has left there, which would see this one's batches."""

@@ -1,4 +1,4 @@
-"""What training need not do twice: read an image, compute the source's features of it, ask the system for memory."""
+"""What training need not do twice: read an image, and compute the source's features of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kd_multiresolution.plugin.module import PluginModule
-from kd_multiresolution.training.allocator import hold_freed_memory, release_freed_memory
 from kd_multiresolution.training.batches import batches_in_order, fork_rng, is_limited
 from kd_multiresolution.training.feature_cache import (
     FeatureCache,
@@ -56,7 +55,6 @@ class TrainingCache(Callback):
         self.features_of_validation: FeatureCache | None = None
         self._replaced: list[tuple[AnomalibDataModule, str, object]] = []
         self._remembered: list[RememberedImages] = []
-        self._holds_freed_memory = False
 
     def source_features(
         self, source: FeatureCache.Source, paths: Sequence[str] | None, images: FeatureCache.Images
@@ -115,11 +113,6 @@ class TrainingCache(Callback):
                 self._remembered.append(remembering.dataset)
             self._replaced.append((datamodule, name, vars(datamodule).get(name)))
             setattr(datamodule, name, partial(_loader, remembering))
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep freed memory."""
-        del trainer
-        self._holds_freed_memory = pl_module.device.type == "cpu" and hold_freed_memory()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the features of all images, if those stay the same.
@@ -190,9 +183,6 @@ class TrainingCache(Callback):
         """Free the features: from now on images may still be read, to fit thresholds."""
         del trainer, pl_module
         self.features = self.features_of_validation = None
-        if self._holds_freed_memory:
-            release_freed_memory()
-            self._holds_freed_memory = False
 
 
 def _loader(loader: DataLoader[Any]) -> DataLoader[Any]:
