@@ -97,8 +97,9 @@ def weighted_maps(
     """
     # A level's differences are summed before the next one's are made: memory beyond what the C library keeps would be
     # mapped and cleared anew for every batch, which takes longer than the sums.
-    *of_levels, of_last = weights[: len(features)]
-    found, coarser = [], []
+    *of_levels, of_deepest = weights[: len(features)]
+    found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    coarser: list[Tensor] = []
     more: Tensor | None = positions
     *finer, last = zip(features, local, overall, strict=True)
     for level, kernels, coarsening in zip(finer, of_levels, coarsenings, strict=True):
@@ -107,7 +108,7 @@ def weighted_maps(
         found.append(_compared(scale, 1, kernels.squares, more))
         more = None
     wholes = (torch.cat(wide(last), 1), *coarser)
-    for scale, kernels in zip(wholes, (of_last, *weights[len(features) :]), strict=True):
+    for scale, kernels in zip(wholes, (of_deepest, *weights[len(features) :]), strict=True):
         found.append(_compared(torch.cat([scale, neighbourhood_mean(scale)], 1), 2, kernels.squares, more))
         more = None
     lengths = zip(*(lengths for _, *lengths in found), strict=True)
