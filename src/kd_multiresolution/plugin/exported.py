@@ -99,7 +99,7 @@ class ExplainedExport(Base):
         )
         logger.warning(
             "OpenVINO computes in bfloat16 on processors that have it, which can flip labels near the threshold. The "
-            "operations of %s ask for float32; versions before 2026 do not heed that, nor do all devices: load it with "
+            "operations of %s ask for float32, but not all are heard, and by versions before 2026 none: load it with "
             "INFERENCE_PRECISION_HINT=f32, and try it where it will run (examples/run_exported.py --check).",
             file,
         )

@@ -2,7 +2,8 @@
 
 On processors that have it, OpenVINO computes in bfloat16 unless whoever loads a model says otherwise, and anomalib's
 inferencer scripts say nothing. A hint for the whole model (``runtime_options``) is not heeded. Of a single operation a
-file can say that its precision must not be lowered; OpenVINO says it of parts of its own models so.
+file can say that its precision must not be lowered; OpenVINO says it of parts of its own models so. It is no more than
+half of a cure: operations that OpenVINO rewrites, such as subtractions, lose it (see ``docs/deployment.md``).
 """
 
 from __future__ import annotations
