@@ -97,6 +97,8 @@ def test_a_state_keeps_it_and_older_states_go_without() -> None:
     assert not of_positions.any()
     again.judged_as_whole.fill_(value=False)
     torch.testing.assert_close(again(images).pred_score, of_maps)
+    with pytest.raises(RuntimeError, match=r"position\.factor"):
+        again.load_state_dict({name: value for name, value in state.items() if name != "position.factor"})
 
 
 def test_both_parts_of_a_score_count_by_the_cube_of_what_a_defect_raises_them() -> None:

@@ -89,7 +89,7 @@ def test_a_checkpoint_says_what_the_model_was_built_with(
             4, ["pool2", "pool3", "pool4", "pool5"],
             {"source", "cloner", "cloner_bias", "cloner_batch_norm", "scale_channels"},
         ),
-        KdMultiresolutionDual: (6, ["pool2", "pool3", "pool4"], {"source"}),
+        KdMultiresolutionDual: (7, ["pool2", "pool3", "pool4"], {"source"}),
     }  # fmt: skip
     written_format, points, arguments = expected[model_class]
     assert entry["format"] == model_class.checkpoint_entry.format == written_format

@@ -17,7 +17,7 @@ from anomalib.engine import Engine
 from anomalib.metrics import AUROC, Evaluator
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging, Timer
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, StochasticWeightAveraging, Timer
 from torchvision.utils import save_image
 
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
@@ -328,6 +328,16 @@ def test_averaged_weights_get_thresholds_of_their_own(kind: type[Model], picture
     if kind is KdMultiresolution:
         again = fitted_anew(kind, tmp_path / "averaged.ckpt", pictures, tmp_path / "again")
         assert again == pytest.approx(before, rel=1e-5)
+    engine.test(network, datamodule=data(pictures))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_weights_averaged_in_a_copy_from_the_start_are_trained_and_tested(
+    kind: type[Model], pictures: Path, tmp_path: Path
+) -> None:
+    network = make(kind)
+    engine = fit(network, pictures, tmp_path, [EMAWeightAveraging(decay=0.9)])
+    assert network.post_processor.image_threshold.isfinite()
     engine.test(network, datamodule=data(pictures))
 
 

@@ -62,9 +62,10 @@ def calibrate(
 ) -> Calibration:
     """Set from held-out normal images what the model compares with, and how it judges.
 
-    That is the error per channel, the weight of each map, and whether images are judged as a whole; if ``image_score``
-    leaves that open, where a painted defect neither raises the cloners' disagreement noticeably, so that the global
-    cloner knows what such images look like, nor the mean of a map, in which images of one texture are alike.
+    That is the error per channel, the weight of each map and of the positions, and whether images are judged as a
+    whole; if ``image_score`` leaves that open, where a painted defect neither raises the cloners' disagreement
+    noticeably, so that the global cloner knows what such images look like, nor the mean of a map, in which images of
+    one texture are alike.
 
     Args:
         model: its cloners as they are.

@@ -103,7 +103,9 @@ class HeldOutImages:
         resumed: bool,
         precision: Precision = nullcontext,
     ) -> None:
-        """Choose the held-out images, keep their features, and standardise by the others' unless that was done before.
+        """Choose the held-out images, keep their features, and tell what is normal from the others if it is not known.
+
+        That is mean and deviation of each channel, by which features are standardised, and both at each position.
 
         Features are kept of each image as it is, out of focus, and with painted defects.
 

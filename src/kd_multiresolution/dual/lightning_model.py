@@ -79,8 +79,8 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
             precedence (unless it is 1000, Lightning's own default).
         learning_rate: the optimiser's (Muon) highest rate in its one cycle. Default: 4e-3.
         image_score: to be chosen before training: ``defects``, the mean of the highest hundredth of a weighted sum of
-            the maps; ``whole``, how far the image as a whole is from what the local cloner makes of it;
-            ``auto``, what held-out normal images say.
+            the maps, and of how unusual features are for their positions; ``whole``, how far the image as a whole is
+            from what the local cloner makes of it; ``auto``, what held-out normal images say.
         false_alarm_rate: the fraction of normal images, above 0 and below 0.5, that exceed the normalised score 0.5, as
             told from held-out normal images. Not together with a post-processor of your own.
         cache: ``float32`` or ``float16``: in training read each image once and compute the source's features of it
@@ -112,7 +112,7 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
 
     checkpoint_entry = CheckpointEntry(
         model="KdMultiresolutionDual",
-        format=6,
+        format=7,
         oldest_format=6,
         built=("source",),
         built_before={},
@@ -179,6 +179,7 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         allow_tiles(self.model)
         if resizes:
             self.model.check_image_size(size)
+            self.model.make_room(size)
         self.judge_within(region)
         self.held_out = HeldOutImages(self.model, seed, image_score)
 

@@ -37,7 +37,9 @@ class PositionMoments:
 class PositionError(nn.Module):
     """Squared difference from the mean of normal images at the same position, in units of its variance there.
 
-    0 until it is known what is normal. Images of another size are compared with statistics that are resized.
+    0 until it is known what is normal. Images of another size are compared with statistics that are resized. Room for
+    these is best made before a training, where their size is known, because copies of the model that average its
+    weights are made then.
 
     Args:
         channels: number of channels, C.
@@ -51,6 +53,12 @@ class PositionError(nn.Module):
         self.register_buffer("factor", torch.zeros(1, channels, 1, 1))
         self.register_buffer("offset", torch.zeros(1, channels, 1, 1))
 
+    def make_room(self, size: tuple[int, ...]) -> None:
+        """Make room for statistics of as many positions, height and width, none of which is known yet."""
+        shape = (*self.factor.shape[:2], *size)
+        if self.factor.shape != shape:
+            self.factor, self.offset = (_laid_out(self.factor.new_zeros(shape)) for _ in range(2))
+
     def set(self, moments: PositionMoments, reduce: Reduce) -> None:
         """Set what is normal from the sums over all processes."""
         assert moments.sums is not None
@@ -62,7 +70,9 @@ class PositionError(nn.Module):
         factor = (len(mean) * (variance + SHARE * deviation.square())).rsqrt()
         # Of images that hardly vary both must still be numbers of the model's type.
         factor = factor.clamp_max(torch.finfo(self.factor.dtype).max / mean.abs().clamp_min(1))
-        self.factor, self.offset = (_laid_out(part[None].to(self.factor)) for part in (factor, -mean * factor))
+        self.make_room(mean.shape[-2:])
+        self.factor.copy_(factor)
+        self.offset.copy_(-mean * factor)
 
     def difference(self, features: Tensor) -> Tensor:
         """Return the difference of each channel, (N, C, H, W), whose squares :meth:`forward` adds up."""
@@ -76,10 +86,8 @@ class PositionError(nn.Module):
         return self.difference(features).square().sum(1, keepdim=True)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name, own in (("factor", self.factor), ("offset", self.offset)):
-            # Of the size of the images, which the model does not know beforehand; or of a model without it.
-            loaded = state_dict.setdefault(prefix + name, torch.zeros_like(own))
-            setattr(self, name, _laid_out(own.new_empty(loaded.shape)))
+        if (factor := state_dict.get(f"{prefix}factor")) is not None:  # of the size of the images it was trained on
+            self.make_room(factor.shape[-2:])
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -201,6 +201,11 @@ class KdMultiresolutionDualModel(nn.Module):
         of_maps = self._summed(families, self.family_weight[1])
         return top_mean(of_maps)[:, 0], top_mean(self.anomaly_map_generator(positions))[:, 0]
 
+    def make_room(self, image_size: Sequence[int]) -> None:
+        """Make room for what is normal at each position of images of a size, height and width in pixels."""
+        _, level, *_ = (level for level in self.source.levels if level.critical)
+        self.position.make_room(tuple(side // level.stride for side in image_size))
+
     def as_a_whole(self, features: Sequence[Tensor], local: Sequence[Tensor]) -> Tensor:
         """Return how far images are as a whole from what the local cloner makes of them: (N,), from 0 to 2.
 
@@ -257,7 +262,7 @@ class KdMultiresolutionDualModel(nn.Module):
         overall: Sequence[Tensor],
         image_size: tuple[int, ...],
     ) -> InferenceBatch:
-        """Return what :meth:`read` does of :meth:`families` and :meth:`as_a_whole`, in fewer operators."""
+        """Return what :meth:`read` does, in fewer operators."""
         value, disagreement = (cast("list[ChannelError]", [*part]) for part in (self.value, self.disagreement))
         errors = [error.root_mean_square for error in (*value, *disagreement)]
         with torch.autocast(features[0].device.type, enabled=False):
@@ -293,8 +298,11 @@ class KdMultiresolutionDualModel(nn.Module):
         return images
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Models that were trained before there was a map of the positions go without it.
-        state_dict.setdefault(f"{prefix}position_weight", torch.zeros_like(self.position_weight))
+        ours = {"position_weight": self.position_weight}
+        ours |= {f"position.{name}": part for name, part in self.position.named_buffers()}
+        if not any(f"{prefix}{name}" in state_dict for name in ours):
+            # Trained before there was a map of the positions, and goes without it.
+            state_dict.update({f"{prefix}{name}": torch.zeros_like(part) for name, part in ours.items()})
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def get_extra_state(self) -> dict[str, Any]:
