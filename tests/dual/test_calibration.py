@@ -13,6 +13,7 @@ from kd_multiresolution.dual.calibration import (
     _differ_as_a_whole,
     _weigh_families,
     calibrate,
+    deviation_of_most,
     gains,
     mean_and_deviation,
 )
@@ -77,7 +78,7 @@ def test_maps_count_by_the_cube_of_what_a_defect_raises_them() -> None:
     generator = torch.Generator().manual_seed(0)
     normal = 50 + torch.randn(20, 3, generator=generator) * torch.tensor([1.0, 10.0, 0.1])
     blurred = normal + torch.tensor([0.0, 40.0, 0.0])
-    deviation = torch.cat([normal, blurred]).std(0)
+    deviation = deviation_of_most(torch.cat([normal, blurred]), alone)
     assert deviation[1] > 2 * normal.std(0)[1]
     raised = torch.tensor([2.0, 1.0, -1.0]) * deviation
     _weigh_families(model, normal, blurred, torch.cat([normal + 0.5 * raised, normal + 1.5 * raised]), alone)
@@ -94,7 +95,7 @@ def test_maps_that_no_defect_raises_count_alike() -> None:
     model.family_weight = torch.ones(2, 3)
     normal = 9 + torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     _weigh_families(model, normal, normal, normal - 1, alone)
-    units = torch.stack([normal.mean(0), torch.cat([normal, normal]).std(0)])
+    units = torch.stack([normal.mean(0), deviation_of_most(torch.cat([normal, normal]), alone)])
     torch.testing.assert_close(model.family_weight * units, torch.full((2, 3), 1 / 3))
 
 
@@ -102,7 +103,7 @@ def test_gains_are_those_of_all_processes_and_no_defect_counts_more_than_five_de
     """One process's images are never raised, another's by two deviations; one map is constant."""
     normal = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
     normal[:, 2] = 1
-    deviation = normal.std(0)
+    deviation = deviation_of_most(normal, alone)
     none, two = torch.zeros(8, 3), torch.tensor([2.0, -9.0, 0.0]) * deviation
     others = [torch.cat([part.sum(0), torch.tensor([8.0])]) for part in (none, torch.tensor([2.0, -5, 0]).expand(8, 3))]
     both = sum(others[1:], others[0])
@@ -116,6 +117,21 @@ def test_gains_are_those_of_all_processes_and_no_defect_counts_more_than_five_de
     alone_found, _ = gains(normal, normal + two, normal, alone)
     torch.testing.assert_close(alone_found, torch.tensor([2.0, -5.0, 0.0], dtype=torch.float64))
     assert (unit > 0).all()
+
+
+def test_a_deviation_is_that_of_most_numbers() -> None:
+    numbers = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    numbers[:, 1] = 3 - 10 * numbers[:, 1]
+    whole = deviation_of_most(numbers, alone)
+    torch.testing.assert_close(whole, numbers.std(0), rtol=0.02, atol=0)
+    few = numbers[:26].clone()
+    before = deviation_of_most(few, alone)
+    few[3] += 500
+    torch.testing.assert_close(deviation_of_most(few, alone), before, rtol=0.3, atol=0)
+    assert (few.std(0) > 9 * before).all()
+    assert not deviation_of_most(torch.ones(5, 2), alone).any()
+    # Twice the same numbers have the same deviation but for the degrees of freedom.
+    torch.testing.assert_close(deviation_of_most(numbers, lambda sums: 2 * sums), whole, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from kd_multiresolution.dual.calibration import _weigh_positions
+from kd_multiresolution.dual.calibration import _weigh_positions, deviation_of_most
 from kd_multiresolution.dual.position import SHARE, PositionError, PositionMoments
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from tests.dual.calibrated import SIZE, alone, calibrated, pictures
@@ -105,7 +105,7 @@ def test_both_parts_of_a_score_count_by_the_cube_of_what_a_defect_raises_them() 
     model = KdMultiresolutionDualModel("small_vgg")
     before = model.family_weight.clone()
     normal = 50 + torch.randn(20, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 10.0])
-    deviation = torch.cat([normal, normal]).std(0)
+    deviation = deviation_of_most(torch.cat([normal, normal]), alone)
     _weigh_positions(model, normal, normal, normal + torch.tensor([1.0, 2.0]) * deviation, reduce=alone)
     torch.testing.assert_close(model.position_weight, 8 / 9 / deviation[1])
     torch.testing.assert_close(model.family_weight[1], before[1] / 9 / deviation[0])

@@ -19,6 +19,9 @@ from kd_multiresolution.plugin.post_processor import NormalScores
 from kd_multiresolution.source.channel_moments import Reduce, exact
 
 LARGEST_GAIN = 5.0  # deviations: a defect that nobody can miss says nothing about others
+# Deviations from the mean, beyond which a harmless image counts as no further away; how often that is told anew; and
+# what is left of a normal distribution's deviation then.
+FURTHEST, ROUNDS, LEFT_OF_NORMAL = 2.0, 10, 0.948
 # Deviations by which a painted defect raises the cloners' disagreement (1.5 and more on parts, at most 0.5 on images of
 # one class), or the mean of a map.
 NOTICEABLE_GAIN, NOTICEABLE_IN_MEAN = 0.85, 1.0
@@ -131,7 +134,8 @@ def gains(normal: Tensor, defective: Tensor, harmless: Tensor, reduce: Reduce) -
     """Return by how much painted defects raise each map's value, and the deviation in which that is measured.
 
     A map's *gain* is by how many deviations of its values on harmless images a defect raises its value on the same
-    image, between -5 and 5, on average.
+    image, between -5 and 5, on average. The deviation is that of most harmless images: of some dozens, a single one
+    that is unlike the others would otherwise decide.
 
     Args:
         normal: (N, K), value of each map on each normal image.
@@ -143,12 +147,32 @@ def gains(normal: Tensor, defective: Tensor, harmless: Tensor, reduce: Reduce) -
         Gains and deviations, (K,) each, the deviations above zero.
     """
     normal, defective = exact(normal), exact(defective)
-    _, deviation, _ = mean_and_deviation(exact(harmless), reduce)
+    deviation = deviation_of_most(exact(harmless), reduce)
     deviation = deviation.clamp_min(torch.finfo(torch.float32).eps)
     raised = (defective - normal.repeat(len(defective) // max(len(normal), 1), 1)) / deviation
     sums = torch.cat([raised.clamp(-LARGEST_GAIN, LARGEST_GAIN).sum(0), raised.new_tensor([len(raised)])])
     *totals, count = reduce(sums).unbind()
     return torch.stack(totals) / count, deviation
+
+
+def deviation_of_most(rows: Tensor, reduce: Reduce) -> Tensor:
+    """Return the deviation of columns of numbers of all processes, over which a single outlier has little hold.
+
+    Numbers beyond two deviations from the mean count as if they were no further away, and are told from what that
+    leaves; of a normal distribution's numbers it is the standard deviation.
+
+    Args:
+        rows: (N, K), this process's.
+        reduce: sums over all processes.
+
+    Returns:
+        (K,), >= 0.
+    """
+    mean, deviation, _ = mean_and_deviation(rows, reduce)
+    for _ in range(ROUNDS):
+        reach = FURTHEST * deviation
+        mean, deviation, _ = mean_and_deviation(rows.clamp(mean - reach, mean + reach), reduce)
+    return deviation / LEFT_OF_NORMAL
 
 
 def _weigh_families(
