@@ -26,16 +26,24 @@ from comparison import experiment, hub_cache, inference
 from comparison.candidates import CANDIDATES, LABELS
 from comparison.rendering import curves, trials_table
 from comparison.trial import Trial
-from reporting import in_a_line, in_own_process, make_folder, write_whole
+from reporting import in_a_line, in_own_process, make_folder, natural, positive, write_whole
 from runtimes import DEVICES, RUNTIMES, inference_table
 
 logger = logging.getLogger("peers")
 
 
 def planned(options: argparse.Namespace) -> list[Trial]:
-    """Return all trials of the command."""
+    """Return all trials of the command.
+
+    Raises:
+        SystemExit: if a file of weights cannot be read.
+    """
     names = [name for name in options.models if name not in left_out(options)]
-    digests = {file: hub_cache.sha256(file) for _, _, file in weight_files(options)}
+    try:
+        digests = {file: hub_cache.sha256(file) for _, _, file in weight_files(options)}
+    except OSError as error:
+        msg = f"{error.filename}: this file of weights cannot be read ({error.strerror})."
+        raise SystemExit(msg) from error
     return [
         trial(options, name, category, limit, seed, digests)
         for category, limit, seed in product(options.categories, options.train_limit, options.seeds)
@@ -192,7 +200,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seeds", nargs="+", type=int, default=[0])
     add("--train_limit", nargs="+", type=_limit, default=[None], help="normal images, or all; the last is plotted")
     add("--epochs", nargs="+", type=_epochs, default=[], metavar="MODEL=N", help="instead of a model's own number")
-    add("--image_size", type=int, default=256, help="pixels per side")
+    add("--image_size", type=positive, default=256, help="pixels per side")
     add("--backbone", default="resnet18", help="of timm")
     add("--layers", nargs="+", default=["layer1", "layer2", "layer3"], help="its feature levels")
     add("--patchcore_layers", nargs="+", default=CANDIDATES["patchcore"].layers, help="PatchCore's")
@@ -200,18 +208,18 @@ def parser() -> argparse.ArgumentParser:
     add("--weights", type=Path, help="the backbone's weight file, for all models, instead of a download")
     add("--vgg16_weights", type=Path, help="the same for the paper's source, which the published model has")
     add("--imagenette", type=Path, help="folder of ImageNette; without it EfficientAD is left out")
-    add("--curve", type=int, metavar="EPOCHS", help="test every so many epochs, outside the time of training")
-    add("--batches", nargs="+", type=int, default=[1, 8], help="images per run at inference")
-    add("--repetitions", type=int, default=15, help="of each run at inference; 0: no inference")
+    add("--curve", type=positive, metavar="EPOCHS", help="test every so many epochs, outside the time of training")
+    add("--batches", nargs="+", type=positive, default=[1, 8], help="images per run at inference")
+    add("--repetitions", type=natural, default=15, help="of each run at inference; 0: no inference")
     add("--runtimes", nargs="+", choices=RUNTIMES, default=["torch"], help="of inference")
     add("--accelerator", choices=DEVICES, default="cpu", help="of inference in torch")
-    add("--threads", type=int, default=1, help="of the CPU")
+    add("--threads", type=positive, default=1, help="of the CPU")
     add("--output", type=Path, default=Path("results/peers"), help="folder of results, tables and plots")
     return parser
 
 
 def _limit(text: str) -> int | None:
-    return None if text == "all" else int(text)
+    return None if text == "all" else positive(text)
 
 
 def _epochs(text: str) -> tuple[str, int]:

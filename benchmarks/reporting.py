@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import logging
@@ -110,6 +111,20 @@ def markdown(head: Sequence[str], rows: Iterable[Iterable[object]], numbers_from
     """Return a Markdown table, its numbers to the right."""
     rule = ["---"] * numbers_from + ["---:"] * (len(head) - numbers_from)
     return "\n".join([line(head), line(rule), *map(line, rows)]) + "\n"
+
+
+def positive(text: str) -> int:
+    """Return a number of 1 or more."""
+    number = int(text)
+    if number < 1:
+        msg = f"{text}: expected 1 or more."
+        raise argparse.ArgumentTypeError(msg)
+    return number
+
+
+def natural(text: str) -> int:
+    """Return a number of 0 or more."""
+    return 0 if text == "0" else positive(text)
 
 
 def make_folder(argument: str, folder: Path) -> None:

@@ -22,7 +22,7 @@ from kd_multiresolution.plugin.arguments import check_seed
 from kd_multiresolution.source.images import check_image_size
 from kd_multiresolution.source.network import Source
 from kd_multiresolution.source.stages import levels_of_strides, score_points_of
-from reporting import in_a_line, make_folder, quiet
+from reporting import in_a_line, make_folder, natural, positive, quiet
 from reproduction.data import DATASETS
 from reproduction.experiment import fingerprint, run, state_file
 from reproduction.rendering import render
@@ -48,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.rows:
             check_rows(options.rows, tables)
         wanted = trainings(tables, digests, options.splits)
+        if not wanted:
+            msg = f"--rows={options.rows}, --classes={options.classes}: no table has such a row of such a class."
+            raise ValueError(msg)
         check = check_dual_image_size if options.model == "dual" else check_image_size
         for settings in wanted:
             check(settings.image_size, source)
@@ -155,20 +158,6 @@ def parser() -> argparse.ArgumentParser:
     add("--limit", type=positive, help="training images, and test images of either kind, for a short run")
     add("--workers", type=natural, default=0, help="loader processes")
     return parser
-
-
-def positive(text: str) -> int:
-    """Return a number of 1 or more."""
-    number = int(text)
-    if number < 1:
-        msg = f"{text}: expected 1 or more."
-        raise argparse.ArgumentTypeError(msg)
-    return number
-
-
-def natural(text: str) -> int:
-    """Return a number of 0 or more."""
-    return 0 if text == "0" else positive(text)
 
 
 def value_weight(text: str) -> float | str:

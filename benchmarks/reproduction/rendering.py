@@ -116,7 +116,7 @@ def _section(table: Reproduction, case: Case, results: Results) -> list[str]:
         [
             column,
             _number(figures[column]) + (f" ± {spreads[column]}" if spreads[column] is not None else ""),
-            *(_ours(cell, figures[column]) if cell else ["–"] * (len(head) - 2)),
+            *(_ours(cell, figures[column], first.model) if cell else ["–"] * (len(head) - 2)),
         ]
         for column, cell in cells.items()
     ]
@@ -148,10 +148,12 @@ def _means(row: Row, ours: Mapping[str, float], figures: Mapping[str, float | No
     return [name, _number(theirs), _number(mean), "", "", "", _difference(mean, theirs)]
 
 
-def _ours(cell: Cell, theirs: float | None) -> list[str]:
-    late = f"{_number(cell.over_epochs)} ({cell.evaluations})"
+def _ours(cell: Cell, theirs: float | None, model: str) -> list[str]:
+    late, converged = f"{_number(cell.over_epochs)} ({cell.evaluations})", f"{cell.converged} of {cell.trainings}"
+    if model == "dual":  # its training ends with its cycle
+        late = converged = "–"
     spreads = [late, _number(cell.over_seeds), _number(cell.over_splits)]
-    state = [str(cell.epochs), f"{cell.converged} of {cell.trainings}"]
+    state = [str(cell.epochs), converged]
     return [_number(cell.mean), *spreads, _difference(cell.mean, theirs), *state, *map(_number, cell.beside.values())]
 
 

@@ -255,6 +255,24 @@ def test_epochs_that_a_model_cannot_have_are_refused(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "option",
+    [("--threads", "-3"), ("--curve", "0"), ("--train_limit", "0"), ("--repetitions", "-1"), ("--image_size", "0")],
+)
+def test_numbers_that_cannot_be_are_refused(option: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        peers.main(["--data", ".", *option])
+    assert f"{option[0]}: {option[1]}: expected" in capsys.readouterr().err
+
+
+def test_a_file_of_weights_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"absent\.safetensors: this file of weights cannot be read \(No such file"):
+        peers.main(
+            ["--data", ".", "--weights", str(tmp_path / "absent.safetensors"), "--output", str(tmp_path / "out")]
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_command_with_nothing_to_run_writes_its_table(tmp_path: Path) -> None:
     assert peers.main(["--data", ".", "--models", "efficient_ad", "--output", str(tmp_path / "new")]) == 0
     assert "EfficientAD is left out" in (tmp_path / "new" / "peers.md").read_text()

@@ -235,6 +235,7 @@ def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
         (["--table", "9", "--rows", "Dir Loss", "Direction"], "--rows='Direction': expected some of .*'Dir Loss'"),
         (["--table", "3", "9", "--rows", "Dir Loss"], "Table 3 has no such row"),
         (["--table", "7", "--critical-points", "pool4", "pool5", "--rows", "TheLast2"], "the last 2 are all"),
+        (["--table", "6", "--rows", "OURS+AUG", "--classes", "brain_mri"], "no table has such a row of such a class"),
         (["--table", "3", "--score-points", "pool33"], "score_points=.*expected some of the critical_points"),
         (["--table", "3", "--score-points", "pool4", "pool4"], "name each critical point once"),
     ):
@@ -386,6 +387,7 @@ def test_the_dual_model_is_evaluated_at_the_end_of_its_cycle(medical: Path, tmp_
     assert len(results) == 2
     text = (tmp_path / "table_6_dual_32px.md").read_text()
     assert "the dual model" in text
+    assert re.search(r"\| brain_mri \|.*\| 2 \| – \|", text), "it need not converge"
     assert "late epochs," not in text
     assert "after the last epoch" in text
     assert "the dual model" not in (tmp_path / "table_6_32px.md").read_text()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
+from typing import ClassVar
+from weakref import WeakSet
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -21,13 +23,13 @@ RELEASED = {MMAP_MAX: 2**16, MMAP_THRESHOLD: 2**25, TRIM_THRESHOLD: 2**26, TOP_P
 class HeldMemory(Callback):
     """Has the process keep the memory that it frees while a model is trained or evaluated on the CPU."""
 
-    def __init__(self) -> None:
-        self._holds = False
+    _holding: ClassVar[WeakSet[HeldMemory]] = WeakSet()  # of a trainer each
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep freed memory."""
         del trainer
-        self._holds = self._holds or (pl_module.device.type == "cpu" and hold_freed_memory())
+        if pl_module.device.type == "cpu" and hold_freed_memory():
+            self._holding.add(self)
 
     on_validation_start = on_test_start = on_predict_start = on_fit_start
 
@@ -39,9 +41,10 @@ class HeldMemory(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give it back."""
         del trainer, pl_module, stage
-        if self._holds:
-            release_freed_memory()
-            self._holds = False
+        if self in self._holding:
+            self._holding.remove(self)
+            if not self._holding:
+                release_freed_memory()
 
 
 def hold_freed_memory() -> bool:
@@ -51,7 +54,12 @@ def hold_freed_memory() -> bool:
         Whether the C library can do so; only glibc can.
     """
     library = _glibc()
-    return library is not None and all(library.mallopt(*setting) for setting in HELD.items())
+    if library is None:
+        return False
+    done = all(library.mallopt(*setting) for setting in HELD.items())
+    if not done:
+        release_freed_memory()
+    return done
 
 
 def release_freed_memory() -> None:
