@@ -22,6 +22,7 @@ LARGEST_GAIN = 5.0  # deviations: a defect that nobody can miss says nothing abo
 # Deviations from the mean, beyond which a harmless image counts as no further away; how often that is told anew; and
 # what is left of a normal distribution's deviation then.
 FURTHEST, ROUNDS, LEFT_OF_NORMAL = 2.0, 10, 0.948
+SMALLEST = torch.finfo(torch.float32).eps  # deviation, of a map that does not vary
 # Deviations by which a painted defect raises the cloners' disagreement (1.5 and more on parts, at most 0.5 on images of
 # one class), or the mean of a map.
 NOTICEABLE_GAIN, NOTICEABLE_IN_MEAN = 0.85, 1.0
@@ -92,18 +93,21 @@ def calibrate(
     normal_tops, blurred_tops, defective_tops = (
         top_mean(model.blurred(maps)) for maps in (normal_maps, blurred_maps, defective_maps)
     )
-    gain = _weigh_families(model, normal_tops, blurred_tops, defective_tops, reduce)
+    _weigh_families(model, normal_tops, blurred_tops, defective_tops, reduce)
     positions = [model.positions(features) for features in (normal, blurred, defective)]
     kinds = zip((normal_maps, blurred_maps, defective_maps), positions, strict=True)
     _weigh_positions(model, *(torch.stack(model.tops(*kind), 1) for kind in kinds), reduce=reduce)
     whole, why = image_score == "whole", f"{image_score=}"
     if image_score == "auto":
-        of_disagreement = gain[[name == "disagreement" for name in model.maps]].max()
+        # In plain deviations: images of one class are of several kinds, and the rare ones belong to it.
+        _, deviation, _ = mean_and_deviation(exact(torch.cat([normal_tops, blurred_tops])), reduce)
+        of_tops = gains(normal_tops, defective_tops, deviation, reduce)
+        of_disagreement = of_tops[[name == "disagreement" for name in model.maps]].max()
         normal_means, defective_means = (
             exact(maps[:, : model.fine]).mean((2, 3)) for maps in (normal_maps, defective_maps)
         )
-        of_means = gains(normal_means, defective_means, normal_means, reduce)[0].max()
-        count = int(reduce(gain.new_tensor(float(len(normal_maps)))))
+        _, deviation, count = mean_and_deviation(normal_means, reduce)
+        of_means = gains(normal_means, defective_means, deviation, reduce).max()
         whole, why = _differ_as_a_whole(float(of_disagreement), float(of_means), count)
     model.judged_as_whole.fill_(whole)
     of_images = torch.cat([model.as_a_whole(features, local) for features, local, _ in predicted])
@@ -130,36 +134,34 @@ def _distribution(scores: Tensor, reduce: Reduce) -> NormalScores:
     return NormalScores(float(mean), float(deviation), count, tuple(scores.tolist()))
 
 
-def gains(normal: Tensor, defective: Tensor, harmless: Tensor, reduce: Reduce) -> tuple[Tensor, Tensor]:
-    """Return by how much painted defects raise each map's value, and the deviation in which that is measured.
+def gains(normal: Tensor, defective: Tensor, deviation: Tensor, reduce: Reduce) -> Tensor:
+    """Return by how much painted defects raise each map's value.
 
-    A map's *gain* is by how many deviations of its values on harmless images a defect raises its value on the same
-    image, between -5 and 5, on average. The deviation is that of most harmless images: of some dozens, a single one
-    that is unlike the others would otherwise decide.
+    A map's *gain* is by how many deviations a defect raises its value on the same image, between -5 and 5, on average.
 
     Args:
         normal: (N, K), value of each map on each normal image.
         defective: (M, K), M a multiple of N: on the same images with painted defects.
-        harmless: (L, K), on images without a defect.
+        deviation: (K,), of each map's values on images without a defect.
         reduce: sums over all processes.
 
     Returns:
-        Gains and deviations, (K,) each, the deviations above zero.
+        (K,).
     """
     normal, defective = exact(normal), exact(defective)
-    deviation = deviation_of_most(exact(harmless), reduce)
-    deviation = deviation.clamp_min(torch.finfo(torch.float32).eps)
+    deviation = exact(deviation).clamp_min(SMALLEST)
     raised = (defective - normal.repeat(len(defective) // max(len(normal), 1), 1)) / deviation
     sums = torch.cat([raised.clamp(-LARGEST_GAIN, LARGEST_GAIN).sum(0), raised.new_tensor([len(raised)])])
     *totals, count = reduce(sums).unbind()
-    return torch.stack(totals) / count, deviation
+    return torch.stack(totals) / count
 
 
 def deviation_of_most(rows: Tensor, reduce: Reduce) -> Tensor:
     """Return the deviation of columns of numbers of all processes, over which a single outlier has little hold.
 
-    Numbers beyond two deviations from the mean count as if they were no further away, and are told from what that
-    leaves; of a normal distribution's numbers it is the standard deviation.
+    Of some dozens of images, one that is unlike the others would otherwise decide. Numbers beyond two deviations from
+    the mean count as if they were no further away, and both are told anew of what that leaves; of a normal
+    distribution's numbers it is the standard deviation.
 
     Args:
         rows: (N, K), this process's.
@@ -168,6 +170,7 @@ def deviation_of_most(rows: Tensor, reduce: Reduce) -> Tensor:
     Returns:
         (K,), >= 0.
     """
+    rows = exact(rows)
     mean, deviation, _ = mean_and_deviation(rows, reduce)
     for _ in range(ROUNDS):
         reach = FURTHEST * deviation
@@ -177,22 +180,21 @@ def deviation_of_most(rows: Tensor, reduce: Reduce) -> Tensor:
 
 def _weigh_families(
     model: KdMultiresolutionDualModel, normal: Tensor, blurred: Tensor, defective: Tensor, reduce: Reduce
-) -> Tensor:
-    """Let each map count by the cube of its gain over images in and out of focus, and return the gains, (K,).
+) -> None:
+    """Let each map count by the cube of its gain over images in and out of focus.
 
     A linear discriminant of independent maps would take the gain itself, but the maps find the same defects, and the
     better ones should lead. In the score that is per deviation, by which images are told apart; in the anomaly map per
     mean, which makes maps alike where nothing is wrong. The values are (N, K), (N, K) and (M, K).
     """
-    gain, deviation = gains(normal, defective, torch.cat([normal, blurred]), reduce)
-    share = gain.clamp_min(0).pow(3)
+    deviation = deviation_of_most(torch.cat([normal, blurred]), reduce).clamp_min(SMALLEST)
+    share = gains(normal, defective, deviation, reduce).clamp_min(0).pow(3)
     # Maps that no defect raises cannot be told apart, as with random weights: they count alike.
     share = torch.where(share.sum() > 0, share / share.sum(), 1 / len(share))
     mean, _, _ = mean_and_deviation(exact(normal), reduce)
     # The weight of a map that hardly varies, or is always zero, must still be a number of the model's type.
     units = torch.stack([mean, deviation]).clamp_min(torch.finfo(model.family_weight.dtype).eps)
     model.family_weight.copy_(share / units)
-    return gain
 
 
 def _weigh_positions(
@@ -202,8 +204,8 @@ def _weigh_positions(
 
     The values are those of the maps' sum and of the positions, (N, 2), (N, 2) and (M, 2).
     """
-    gain, deviation = gains(normal, defective, torch.cat([normal, blurred]), reduce)
-    share = gain.clamp_min(0).pow(3)
+    deviation = deviation_of_most(torch.cat([normal, blurred]), reduce).clamp_min(SMALLEST)
+    share = gains(normal, defective, deviation, reduce).clamp_min(0).pow(3)
     share = torch.where(share.sum() > 0, share / share.sum(), share.new_tensor([1, 0]))
     of_maps, of_positions = share / deviation
     largest = torch.finfo(model.family_weight.dtype).max
