@@ -155,7 +155,7 @@ def test_maps_are_weighed_by_their_blurred_tops(model: KdMultiresolutionDualMode
 
 
 def test_images_are_judged_by_the_gains_of_disagreement_and_of_means() -> None:
-    """In plain deviations, over which one image that is unlike the others has its hold."""
+    """In plain deviations."""
     images = pictures(FEWEST_TO_JUDGE_BY, seed=3)
     model = KdMultiresolutionDualModel("small_vgg")
     judgement = calibration(model, images).judgement
