@@ -1,4 +1,4 @@
-"""Trainings of either model in every precision."""
+"""Trainings and scores of either model in every precision."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("model_class", [KdMultiresolution, KdMultiresolutionDual])
 @pytest.mark.parametrize("precision", ["16-true", "bf16-true", "16-mixed", "64-true"])
-def test_every_precision_trains(precision: str, model_class: type[AnomalibModule], tmp_path: Path) -> None:
+def test_every_precision_trains_and_scores(precision: str, model_class: type[AnomalibModule], tmp_path: Path) -> None:
     write_noise_folders(tmp_path, 10)
     data = Folder(
         "noise", root=tmp_path, normal_dir="good", abnormal_dir="bad", train_batch_size=3, eval_batch_size=3,
@@ -29,3 +29,8 @@ def test_every_precision_trains(precision: str, model_class: type[AnomalibModule
     engine = Engine(default_root_dir=tmp_path / "out", precision=precision, max_epochs=2, **settings)
     engine.fit(network, datamodule=data)
     assert torch.isfinite(engine.trainer.callback_metrics["train_loss"])
+    (metrics,) = engine.test(network, datamodule=data)
+    assert {"image_AUROC"} <= metrics.keys()
+    for batch in engine.predict(network, datamodule=data):
+        assert batch.pred_score.isfinite().all()
+        assert batch.anomaly_map.isfinite().all()

@@ -332,13 +332,9 @@ def test_averaged_weights_get_thresholds_of_their_own(kind: type[Model], picture
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_weights_averaged_in_a_copy_from_the_start_are_trained_and_tested(
-    kind: type[Model], pictures: Path, tmp_path: Path
-) -> None:
-    network = make(kind)
-    engine = fit(network, pictures, tmp_path, [EMAWeightAveraging(decay=0.9)])
-    assert network.post_processor.image_threshold.isfinite()
-    engine.test(network, datamodule=data(pictures))
+def test_averages_that_would_have_no_thresholds_are_refused(kind: type[Model], pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"EMAWeightAveraging averages .* Use StochasticWeightAveraging"):
+        fit(make(kind), pictures, tmp_path, [EMAWeightAveraging(decay=0.9)])
 
 
 @pytest.fixture(scope="module", params=MODELS)

@@ -208,7 +208,7 @@ def _weigh_positions(
     share = gains(normal, defective, deviation, reduce).clamp_min(0).pow(3)
     share = torch.where(share.sum() > 0, share / share.sum(), share.new_tensor([1, 0]))
     of_maps, of_positions = share / deviation
-    largest = torch.finfo(model.family_weight.dtype).max
+    largest = torch.finfo(model.family_weight.dtype).max / 2  # a score is twice a mean of both parts
     model.family_weight[1].copy_((exact(model.family_weight[1]) * of_maps).clamp_max(largest))
     model.position_weight.copy_(of_positions.clamp_max(largest))
 

@@ -46,6 +46,7 @@ def map_weights(
         value: errors of the local cloner, per level but the last.
         disagreement: errors between the cloners, per level.
     """
+    family_weight, position_weight = wide([family_weight, position_weight])
     # The score is a sum of two parts, of which a mean is taken.
     family_weight = torch.stack([family_weight[0], 2 * family_weight[1]])
     weights = iter(family_weight.unbind(1))

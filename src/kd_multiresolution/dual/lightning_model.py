@@ -179,7 +179,6 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         allow_tiles(self.model)
         if resizes:
             self.model.check_image_size(size)
-            self.model.make_room(size)
         self.judge_within(region)
         self.held_out = HeldOutImages(self.model, seed, image_score)
 

@@ -37,9 +37,7 @@ class PositionMoments:
 class PositionError(nn.Module):
     """Squared difference from the mean of normal images at the same position, in units of its variance there.
 
-    0 until it is known what is normal. Images of another size are compared with statistics that are resized. Room for
-    these is best made before a training, where their size is known, because copies of the model that average its
-    weights are made then.
+    0 until it is known what is normal. Images of another size are compared with statistics that are resized.
 
     Args:
         channels: number of channels, C.
@@ -53,8 +51,8 @@ class PositionError(nn.Module):
         self.register_buffer("factor", torch.zeros(1, channels, 1, 1))
         self.register_buffer("offset", torch.zeros(1, channels, 1, 1))
 
-    def make_room(self, size: tuple[int, ...]) -> None:
-        """Make room for statistics of as many positions, height and width, none of which is known yet."""
+    def _make_room(self, size: tuple[int, ...]) -> None:
+        """Make room for statistics of as many positions, height and width."""
         shape = (*self.factor.shape[:2], *size)
         if self.factor.shape != shape:
             self.factor, self.offset = (_laid_out(self.factor.new_zeros(shape)) for _ in range(2))
@@ -70,7 +68,7 @@ class PositionError(nn.Module):
         factor = (len(mean) * (variance + SHARE * deviation.square())).rsqrt()
         # Of images that hardly vary both must still be numbers of the model's type.
         factor = factor.clamp_max(torch.finfo(self.factor.dtype).max / mean.abs().clamp_min(1))
-        self.make_room(mean.shape[-2:])
+        self._make_room(mean.shape[-2:])
         self.factor.copy_(factor)
         self.offset.copy_(-mean * factor)
 
@@ -87,7 +85,7 @@ class PositionError(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if (factor := state_dict.get(f"{prefix}factor")) is not None:  # of the size of the images it was trained on
-            self.make_room(factor.shape[-2:])
+            self._make_room(factor.shape[-2:])
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

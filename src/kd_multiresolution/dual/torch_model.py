@@ -201,11 +201,6 @@ class KdMultiresolutionDualModel(nn.Module):
         of_maps = self._summed(families, self.family_weight[1])
         return top_mean(of_maps)[:, 0], top_mean(self.anomaly_map_generator(positions))[:, 0]
 
-    def make_room(self, image_size: Sequence[int]) -> None:
-        """Make room for what is normal at each position of images of a size, height and width in pixels."""
-        _, level, *_ = (level for level in self.source.levels if level.critical)
-        self.position.make_room(tuple(side // level.stride for side in image_size))
-
     def as_a_whole(self, features: Sequence[Tensor], local: Sequence[Tensor]) -> Tensor:
         """Return how far images are as a whole from what the local cloner makes of them: (N,), from 0 to 2.
 

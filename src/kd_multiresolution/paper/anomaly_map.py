@@ -100,7 +100,7 @@ class AnomalyMapGenerator(nn.Module):
                 kept.get([self.kernel], partial(_blur_matrix, side, weights), key=side)
                 for kept, side in zip((self._of_columns, self._of_rows), maps.shape[-2:], strict=True)
             )
-            maps = height @ maps @ width
+            maps = height.to(maps) @ maps @ width.to(maps)
         return maps
 
 

@@ -129,10 +129,25 @@ class PluginModule(ExplainedExport):
         """Let the networks see tiles if the user gave the model a tiler.
 
         Raises:
-            ValueError: if tiles do not fit the images.
+            ValueError: if tiles do not fit the images; before a training, if a callback averages weights in a copy.
         """
         super().setup(stage)
+        if stage == "fit":
+            self._check_averaging()
         self.apply_tiler()
+
+    def _check_averaging(self) -> None:
+        """Refuse Lightning's ``WeightAveraging``, which versions before 2.6 do not have.
+
+        It writes a copy of the model into checkpoints, of which nobody tells what is normal to it, nor its threshold.
+        """
+        for callback in cast("Any", self.trainer).callbacks:
+            if "WeightAveraging" in (kind.__name__ for kind in type(callback).__mro__):
+                msg = (
+                    f"{type(callback).__name__} averages weights in a copy of the model, whose checkpoints would have "
+                    "no thresholds. Use StochasticWeightAveraging, whose averages get thresholds of their own."
+                )
+                raise ValueError(msg)
 
     def apply_tiler(self) -> None:
         """Let the networks see the tiles of the model's ``tiler``, or whole images if it has none.
