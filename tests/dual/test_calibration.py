@@ -9,6 +9,7 @@ import torch
 
 from kd_multiresolution.dual.calibration import (
     FEWEST_TO_JUDGE_BY,
+    LEAST_GAIN,
     ImageScore,
     _differ_as_a_whole,
     _weigh_families,
@@ -16,6 +17,7 @@ from kd_multiresolution.dual.calibration import (
     deviation_of_most,
     gains,
     mean_and_deviation,
+    shares,
 )
 from kd_multiresolution.dual.maps import top_mean
 from kd_multiresolution.dual.painted_defects import out_of_focus, painted
@@ -83,14 +85,17 @@ def test_maps_count_by_the_cube_of_what_a_defect_raises_them() -> None:
     raised = torch.tensor([2.0, 1.0, -1.0]) * deviation
     _weigh_families(model, normal, blurred, torch.cat([normal + 0.5 * raised, normal + 1.5 * raised]), alone)
     units = torch.stack([normal.mean(0), deviation])
-    torch.testing.assert_close(model.family_weight, torch.tensor([8 / 9, 1 / 9, 0.0]) / units)
+    share = torch.tensor([2.0, 1.0, LEAST_GAIN]) ** 3
+    torch.testing.assert_close(model.family_weight, share / share.sum() / units)
     _weigh_families(model, normal, blurred, torch.cat([normal + 100 * raised, normal - 0.2 * raised]), alone)
-    gains = torch.tensor([5 - 0.4, 5 - 0.2, -5 + 0.2])
-    share = gains.clamp_min(0).pow(3)
+    share = torch.tensor([5 - 0.4, 5 - 0.2, 2 * LEAST_GAIN]) ** 3  # of both halves
     torch.testing.assert_close(model.family_weight, share / share.sum() / units)
 
 
 def test_maps_that_no_defect_raises_count_alike() -> None:
+    """As those that a defect raises by no more than chance does, such as a patch of a texture in the same texture."""
+    little = shares(torch.tensor([-0.3, 0.02, LEAST_GAIN, -5.0, 0.0]))
+    torch.testing.assert_close(little, torch.full((5,), 0.2))
     model = KdMultiresolutionDualModel("small_vgg")
     model.family_weight = torch.ones(2, 3)
     normal = 9 + torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
@@ -147,8 +152,7 @@ def test_maps_are_weighed_by_their_blurred_tops(model: KdMultiresolutionDualMode
     families = [model.families(features, *model.predictions(features)) for features in map(model.source, kinds)]
     normal, blurred, defective = (top_mean(model.blurred(maps)) for maps in families)
     deviation = deviation_of_most(torch.cat([normal, blurred]), alone)
-    share = gains(normal, defective, deviation, alone).clamp_min(0) ** 3
-    expected = share / share.sum() / torch.stack([normal.double().mean(0), deviation])
+    expected = shares(gains(normal, defective, deviation, alone)) / torch.stack([normal.double().mean(0), deviation])
     found = model.family_weight.double()
     found[1] *= expected[1].sum() / found[1].sum()  # as a part of the score, of which the positions are the other
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)

@@ -19,6 +19,8 @@ from kd_multiresolution.plugin.post_processor import NormalScores
 from kd_multiresolution.source.channel_moments import Reduce, exact
 
 LARGEST_GAIN = 5.0  # deviations: a defect that nobody can miss says nothing about others
+# Deviations: below, a gain is chance. A patch of a texture pasted into the same texture is hardly a defect.
+LEAST_GAIN = 0.25
 # Deviations from the mean, beyond which a harmless image counts as no further away; how often that is told anew; and
 # what is left of a normal distribution's deviation then.
 FURTHEST, ROUNDS, LEFT_OF_NORMAL = 2.0, 10, 0.948
@@ -156,6 +158,16 @@ def gains(normal: Tensor, defective: Tensor, deviation: Tensor, reduce: Reduce) 
     return torch.stack(totals) / count
 
 
+def shares(gains: Tensor) -> Tensor:
+    """Return how much each map counts, (K,), 1 in all: by the cube of its gain.
+
+    A linear discriminant of independent maps would take the gain itself, but the maps find the same defects, and the
+    better ones should lead. Maps that no defect raises cannot be told apart, and count alike.
+    """
+    cubes = gains.clamp_min(LEAST_GAIN).pow(3)
+    return cubes / cubes.sum()
+
+
 def deviation_of_most(rows: Tensor, reduce: Reduce) -> Tensor:
     """Return the deviation of columns of numbers of all processes, over which a single outlier has little hold.
 
@@ -181,33 +193,27 @@ def deviation_of_most(rows: Tensor, reduce: Reduce) -> Tensor:
 def _weigh_families(
     model: KdMultiresolutionDualModel, normal: Tensor, blurred: Tensor, defective: Tensor, reduce: Reduce
 ) -> None:
-    """Let each map count by the cube of its gain over images in and out of focus.
+    """Let each map count by its gain over images in and out of focus.
 
-    A linear discriminant of independent maps would take the gain itself, but the maps find the same defects, and the
-    better ones should lead. In the score that is per deviation, by which images are told apart; in the anomaly map per
-    mean, which makes maps alike where nothing is wrong. The values are (N, K), (N, K) and (M, K).
+    In the score that is per deviation, by which images are told apart; in the anomaly map per mean, which makes maps
+    alike where nothing is wrong. The values are (N, K), (N, K) and (M, K).
     """
     deviation = deviation_of_most(torch.cat([normal, blurred]), reduce).clamp_min(SMALLEST)
-    share = gains(normal, defective, deviation, reduce).clamp_min(0).pow(3)
-    # Maps that no defect raises cannot be told apart, as with random weights: they count alike.
-    share = torch.where(share.sum() > 0, share / share.sum(), 1 / len(share))
     mean, _, _ = mean_and_deviation(exact(normal), reduce)
     # The weight of a map that hardly varies, or is always zero, must still be a number of the model's type.
     units = torch.stack([mean, deviation]).clamp_min(torch.finfo(model.family_weight.dtype).eps)
-    model.family_weight.copy_(share / units)
+    model.family_weight.copy_(shares(gains(normal, defective, deviation, reduce)) / units)
 
 
 def _weigh_positions(
     model: KdMultiresolutionDualModel, normal: Tensor, blurred: Tensor, defective: Tensor, *, reduce: Reduce
 ) -> None:
-    """Let both parts of a score count by the cube of their gains, per deviation, as each map does in the first.
+    """Let both parts of a score count by their gains, per deviation, as each map does in the first.
 
     The values are those of the maps' sum and of the positions, (N, 2), (N, 2) and (M, 2).
     """
     deviation = deviation_of_most(torch.cat([normal, blurred]), reduce).clamp_min(SMALLEST)
-    share = gains(normal, defective, deviation, reduce).clamp_min(0).pow(3)
-    share = torch.where(share.sum() > 0, share / share.sum(), share.new_tensor([1, 0]))
-    of_maps, of_positions = share / deviation
+    of_maps, of_positions = shares(gains(normal, defective, deviation, reduce)) / deviation
     largest = torch.finfo(model.family_weight.dtype).max / 2  # a score is twice a mean of both parts
     model.family_weight[1].copy_((exact(model.family_weight[1]) * of_maps).clamp_max(largest))
     model.position_weight.copy_(of_positions.clamp_max(largest))
