@@ -93,14 +93,14 @@ def test_maps_count_by_the_cube_of_what_a_defect_raises_them() -> None:
 
 
 def test_maps_that_no_defect_raises_count_alike() -> None:
-    """As those that a defect raises by no more than chance does, such as a patch of a texture in the same texture."""
-    little = shares(torch.tensor([-0.3, 0.02, LEAST_GAIN, -5.0, 0.0]))
-    torch.testing.assert_close(little, torch.full((5,), 0.2))
+    """As those that one raises by no more than chance does, such as a patch of a texture in the same texture."""
     model = KdMultiresolutionDualModel("small_vgg")
     model.family_weight = torch.ones(2, 3)
     normal = 9 + torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
-    _weigh_families(model, normal, normal, normal - 1, alone)
-    units = torch.stack([normal.mean(0), deviation_of_most(torch.cat([normal, normal]), alone).float()])
+    deviation = deviation_of_most(torch.cat([normal, normal]), alone).float()
+    raised = torch.tensor([-1.0, 0.0, 0.9 * LEAST_GAIN]) * deviation
+    _weigh_families(model, normal, normal, normal + raised, alone)
+    units = torch.stack([normal.mean(0), deviation])
     torch.testing.assert_close(model.family_weight * units, torch.full((2, 3), 1 / 3))
 
 
@@ -152,7 +152,8 @@ def test_maps_are_weighed_by_their_blurred_tops(model: KdMultiresolutionDualMode
     families = [model.families(features, *model.predictions(features)) for features in map(model.source, kinds)]
     normal, blurred, defective = (top_mean(model.blurred(maps)) for maps in families)
     deviation = deviation_of_most(torch.cat([normal, blurred]), alone)
-    expected = shares(gains(normal, defective, deviation, alone)) / torch.stack([normal.double().mean(0), deviation])
+    share = shares(gains(normal, defective, deviation, alone).clamp_min(LEAST_GAIN))
+    expected = share / torch.stack([normal.double().mean(0), deviation])
     found = model.family_weight.double()
     found[1] *= expected[1].sum() / found[1].sum()  # as a part of the score, of which the positions are the other
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)

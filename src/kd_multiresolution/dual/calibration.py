@@ -11,6 +11,7 @@ from itertools import zip_longest
 from typing import Literal, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from kd_multiresolution.dual.maps import ChannelError, top_mean
@@ -159,12 +160,12 @@ def gains(normal: Tensor, defective: Tensor, deviation: Tensor, reduce: Reduce) 
 
 
 def shares(gains: Tensor) -> Tensor:
-    """Return how much each map counts, (K,), 1 in all: by the cube of its gain.
+    """Return how much each of several maps counts, (K,), 1 in all: by the cube of its gain, (K,), >= 0.
 
     A linear discriminant of independent maps would take the gain itself, but the maps find the same defects, and the
-    better ones should lead. Maps that no defect raises cannot be told apart, and count alike.
+    better ones should lead.
     """
-    cubes = gains.clamp_min(LEAST_GAIN).pow(3)
+    cubes = gains.pow(3)
     return cubes / cubes.sum()
 
 
@@ -202,7 +203,9 @@ def _weigh_families(
     mean, _, _ = mean_and_deviation(exact(normal), reduce)
     # The weight of a map that hardly varies, or is always zero, must still be a number of the model's type.
     units = torch.stack([mean, deviation]).clamp_min(torch.finfo(model.family_weight.dtype).eps)
-    model.family_weight.copy_(shares(gains(normal, defective, deviation, reduce)) / units)
+    # Maps that defects raise by no more than chance cannot be told apart, and count alike.
+    share = shares(gains(normal, defective, deviation, reduce).clamp_min(LEAST_GAIN))
+    model.family_weight.copy_(share / units)
 
 
 def _weigh_positions(
@@ -213,7 +216,10 @@ def _weigh_positions(
     The values are those of the maps' sum and of the positions, (N, 2), (N, 2) and (M, 2).
     """
     deviation = deviation_of_most(torch.cat([normal, blurred]), reduce).clamp_min(SMALLEST)
-    of_maps, of_positions = shares(gains(normal, defective, deviation, reduce)) / deviation
+    of_maps, of_positions = gains(normal, defective, deviation, reduce)
+    # Where defects raise the positions by no more than chance, as in a texture, nothing has a place of its own.
+    gain = torch.stack([of_maps.clamp_min(LEAST_GAIN), F.threshold(of_positions, LEAST_GAIN, 0)])
+    of_maps, of_positions = shares(gain) / deviation
     largest = torch.finfo(model.family_weight.dtype).max / 2  # a score is twice a mean of both parts
     model.family_weight[1].copy_((exact(model.family_weight[1]) * of_maps).clamp_max(largest))
     model.position_weight.copy_(of_positions.clamp_max(largest))
