@@ -1,6 +1,7 @@
 """Judge pictures with an exported model: ONNX Runtime or OpenVINO, numpy and Pillow, nothing else.
 
-anomalib export --model kd_multiresolution --ckpt_path model.ckpt --export_type onnx --export_root exported
+anomalib export --model kd_multiresolution --model.pretrained false --ckpt_path model.ckpt --export_type onnx \
+    --export_root exported
 python examples/run_exported.py exported/weights/onnx/model.onnx picture.png --output judged
 
 Prints score, decision and boxes of each picture. Into the folder it writes the heat map and the mask of each, as large
