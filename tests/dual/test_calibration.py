@@ -207,3 +207,29 @@ def test_statistics_over_processes_are_those_of_all_rows() -> None:
     assert count == 20
     torch.testing.assert_close(mean, rows.mean(0))
     torch.testing.assert_close(deviation, rows.std(0))
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scene", ["noise", "one scene"])
+def test_thresholds_in_half_precision_are_those_of_the_scores_that_are_given(
+    scene: str, precision: torch.dtype
+) -> None:
+    images = pictures(8) if scene == "noise" else disc() + 0.02 * pictures(8)
+    model = KdMultiresolutionDualModel("small_vgg").to(precision)
+    scores = torch.tensor(calibration(model, images, "defects").scores.scores)
+    found = model.eval()(images)
+    assert found.anomaly_map.dtype == torch.float32
+    torch.testing.assert_close(found.pred_score.float(), scores, rtol=0, atol=0.02 * float(scores.std()))
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float16])
+@pytest.mark.parametrize("flat", [False, True])
+def test_what_never_varies_is_not_called_defective(flat: bool, precision: torch.dtype) -> None:
+    """Nor is one of it, although the last digit of its score differs with the size of the batch."""
+    image = torch.full((1, 3, *SIZE), 0.5) if flat else pictures(1)
+    model = KdMultiresolutionDualModel("small_vgg").to(precision)
+    found = calibration(model, image.repeat(8, 1, 1, 1), "defects")
+    for count in range(1, 9):
+        read = model.eval()(image.repeat(count, 1, 1, 1))
+        assert (read.pred_score <= found.scores.bound(0.01)).all()
+        assert (read.anomaly_map <= found.peaks.bound(0.01)).all()

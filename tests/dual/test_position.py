@@ -101,6 +101,18 @@ def test_a_state_keeps_it_and_older_states_go_without() -> None:
         again.load_state_dict({name: value for name, value in state.items() if name != "position.factor"})
 
 
+def test_what_a_state_does_not_have_stays_as_it_is() -> None:
+    model = calibrated(KdMultiresolutionDualModel("small_vgg"), pictures(8))
+    state = copy.deepcopy(model.state_dict())
+    cloner = {name: value for name, value in state.items() if name.startswith("local_cloner.")}
+    model.load_state_dict(cloner, strict=False)
+    other = KdMultiresolutionDualModel("small_vgg", critical_points=["pool3", "pool4", "pool5"]).state_dict()
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        model.load_state_dict(other)
+    for name, tensor in (*model.position.named_buffers(prefix="position"), ("position_weight", model.position_weight)):
+        assert torch.equal(tensor, state[name]), name
+
+
 def test_both_parts_of_a_score_count_by_the_cube_of_what_a_defect_raises_them() -> None:
     model = KdMultiresolutionDualModel("small_vgg")
     before = model.family_weight.clone()

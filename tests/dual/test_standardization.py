@@ -44,3 +44,9 @@ def test_moments_are_those_of_all_images_at_once() -> None:
         alive = values.std(1) > 0.1 * values.std(1).mean()  # the others are held above a least deviation
         assert alive.sum() > len(alive) / 2
         torch.testing.assert_close(units.deviation[alive], values.std(1, unbiased=False)[alive], rtol=1e-3, atol=0)
+
+
+def test_half_precision_divides_by_no_channel_that_it_rounds_to_nothing() -> None:
+    level = Standardization(3).to(torch.float16)
+    level.set(torch.zeros(3), torch.zeros(3))
+    assert LevelConv(3, 2).to(torch.float16).from_level(torch.zeros(1, 3, 2, 2).half(), level).isfinite().all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torchvision.utils import save_image
 
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual, set_threshold
 from kd_multiresolution.line.command import main
+from kd_multiresolution.plugin.checkpoint import KEY
 from kd_multiresolution.plugin.post_processor import FalseAlarmPostProcessor, UnclampedPostProcessor
 
 pytestmark = pytest.mark.slow
@@ -272,6 +274,22 @@ def test_what_cannot_be_had_is_refused_in_words(checkpoint: Path, pictures: Path
     assert "not a checkpoint" in words(false_alarms=1, checkpoint=tmp_path / "junk.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     assert "not a checkpoint of kd_multiresolution" in words(false_alarms=1, checkpoint=tmp_path / "other.ckpt")
+
+    def changed(change: Callable[[dict[str, Any]], object]) -> str:
+        stored = torch.load(checkpoint, weights_only=True)
+        change(stored)
+        torch.save(stored, tmp_path / "changed.ckpt")
+        return words(false_alarms=1, checkpoint=tmp_path / "changed.ckpt")
+
+    assert "does not say what its model was built with" in changed(lambda stored: stored[KEY].pop("built"))
+    assert "does not say what its model was built with" in changed(lambda stored: stored.update({KEY: 1}))
+    for name in ("KdMultiresolutionTriple", "set_threshold"):
+        assert f"of the model '{name}', which" in changed(lambda stored, name=name: stored[KEY].update(model=name))
+
+    def without_a_tensor(stored: dict[str, Any]) -> None:
+        del stored["state_dict"][next(name for name in stored["state_dict"] if name.startswith("model.source."))]
+
+    assert "its tensors are not those of KdMultiresolution" in changed(without_a_tensor)
 
 
 def test_a_model_without_a_threshold_is_refused(pictures: Path, tmp_path: Path) -> None:

@@ -51,3 +51,39 @@ def test_a_compiled_model_is_tested_alike(kind: type[Any], tmp_path: Path, monke
     count = len(graphs)
     network.eval()(torch.rand(1, 3, 32, 32))
     assert len(graphs) == count, "nor is it another one after a test that broke off"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [KdMultiresolution, KdMultiresolutionDual])
+def test_results_stay_where_a_graph_writes_all_to_the_same_place(kind: type[Any], tmp_path: Path) -> None:
+    """As a CUDA graph does."""
+    write_noise_folders(tmp_path, 6)
+    network = kind("small_vgg", image_size=32, sigma=1.0, visualizer=False, post_processor=False)
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        kept: list[torch.Tensor] = []
+
+        def replayed(*arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            results = graph.forward(*arguments)
+            if not kept or kept[0].shape != results[0].shape:
+                kept[:] = [result.clone() for result in results]
+            for place, result in zip(kept, results, strict=True):
+                place.copy_(result)
+            return tuple(kept)
+
+        return replayed
+
+    torch.compiler.reset()
+    found = []
+    for callbacks in ([], [CompiledEvaluation(backend=backend)]):  # type: ignore[arg-type]
+        data = Folder(
+            "noise", root=tmp_path, normal_dir="good", abnormal_dir="bad", eval_batch_size=1, num_workers=0, seed=0,
+        )  # fmt: skip
+        settings: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu"}
+        engine = Engine(default_root_dir=tmp_path / "out", callbacks=callbacks, **settings)
+        data.setup()
+        found.append(engine.predict(network, dataloaders=data.test_dataloader()))
+    assert len(found[0]) > 1
+    for plain, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled.pred_score, plain.pred_score)
+        torch.testing.assert_close(compiled.anomaly_map, plain.anomaly_map)

@@ -138,3 +138,15 @@ def test_batches_of_which_nobody_says_what_they_are_have_no_part_in_thresholds(
     post_processor.on_test_batch_end(None, None, batch)
     assert batch.pred_label is None
     assert batch.pred_mask is None
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_a_model_of_another_precision_has_the_thresholds_that_were_fitted(precision: torch.dtype) -> None:
+    processor = FalseAlarmPostProcessor(0.01)
+    processor.set_normal_scores(NormalScores(18.7, 0.02, 30), NormalScores(5.01, 0.01, 30))
+    before = {name: tensor.clone() for name, tensor in processor.named_buffers()}
+    processor.to(precision)
+    assert before
+    for name, tensor in processor.named_buffers():
+        assert torch.equal(tensor, before[name]), name
+    assert all(tensor.is_meta for tensor in processor.to("meta").buffers()), "it goes where the model goes"

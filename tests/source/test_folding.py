@@ -165,3 +165,21 @@ def test_tensors_of_inference_mode_are_never_taken_for_unchanged() -> None:
         derived.get([weight], lambda: weight * 2)
         weight.mul_(2)
         assert torch.equal(derived.get([weight], lambda: weight * 2), torch.full((3,), 4.0))
+
+
+def test_a_thread_gets_what_was_made_for_it() -> None:
+    weight = torch.ones(3)
+    derived: Derived[str] = Derived()
+
+    class Interrupted:
+        """Another thread's turn comes while this one looks whether what it wants is there."""
+
+        def __eq__(self, other: object) -> bool:
+            if isinstance(other, Interrupted):
+                derived.get([weight], lambda: "another", key="another")
+            return isinstance(other, Interrupted)
+
+        __hash__ = object.__hash__
+
+    for _ in range(2):
+        assert derived.get([weight], lambda: "wanted", key=Interrupted()) == "wanted"

@@ -61,7 +61,7 @@ def mean(losses: list[float]) -> float:
     return sum(count * loss for count, loss in zip(counts, losses, strict=True)) / sum(counts)
 
 
-def watched(model: type[Any], pictures: Path, out: Path, **arguments: Any) -> Watching:
+def watched(model: type[Any], pictures: Path, out: Path, *callbacks: Callback, **arguments: Any) -> Watching:
     data = Folder(
         "noise", root=pictures, normal_dir="good", train_batch_size=3, num_workers=0, val_split_mode="none",
         test_split_mode="none",
@@ -69,8 +69,8 @@ def watched(model: type[Any], pictures: Path, out: Path, **arguments: Any) -> Wa
     watching = Watching()
     network = model("small_vgg", critical_points=["pool2", "pool3", "pool4"], image_size=32, epochs=2, visualizer=False)
     Engine(
-        default_root_dir=out, callbacks=[watching], logger=False, accelerator="cpu", enable_progress_bar=False,
-        limit_val_batches=0, **arguments,
+        default_root_dir=out, callbacks=[watching, *callbacks], logger=False, accelerator="cpu",
+        enable_progress_bar=False, limit_val_batches=0, **arguments,
     ).fit(network, datamodule=data)  # fmt: skip
     return watching
 
@@ -99,3 +99,20 @@ def test_no_step_waits_for_the_device(model: type[Any], pictures: Path, tmp_path
     first, *others = watched(model, pictures, tmp_path).counters  # the first one checks the kept features
     assert first.names.total() > 100
     assert [counter.names[WAITING] for counter in others] == [0] * 7
+
+
+class Poison(Callback):
+    """Weights become no number after the first step of the second epoch."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        if trainer.global_step == len(BATCHES) + 1:
+            for weight in pl_module.parameters():
+                weight.data.fill_(torch.nan)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_training_that_ends_within_an_epoch_does_not_end_with_a_loss_that_is_no_number(
+    model: type[Any], pictures: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="training loss is nan after epoch 2"):
+        watched(model, pictures, tmp_path, Poison(), max_steps=6)

@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, Stoch
 from torchvision.utils import save_image
 
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
+from kd_multiresolution.plugin.post_processor import UnclampedPostProcessor
 from kd_multiresolution.training.thresholds import Thresholds
 
 pytestmark = pytest.mark.slow
@@ -405,3 +406,10 @@ def test_nothing_is_fitted_twice(pictures: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Thresholds, "fit", counted)
     fit(make(KdMultiresolution), pictures, tmp_path)
     assert sum(passes) == 1, "for the last checkpoint; not again at the end"
+
+
+def test_a_post_processor_that_was_given_has_its_threshold_from_validation(pictures: Path, tmp_path: Path) -> None:
+    network = make(KdMultiresolutionDual, post_processor=UnclampedPostProcessor(), epochs=1)
+    fit(network, pictures, tmp_path)
+    assert network.post_processor.image_threshold.isfinite()
+    assert network.post_processor.pixel_threshold.isfinite()

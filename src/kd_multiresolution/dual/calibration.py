@@ -30,6 +30,8 @@ SMALLEST = torch.finfo(torch.float32).eps  # deviation, of a map that does not v
 # one class), or the mean of a map.
 NOTICEABLE_GAIN, NOTICEABLE_IN_MEAN = 0.85, 1.0
 FEWEST_TO_JUDGE_BY = 8  # held-out images; the deviation of fewer says too little, and they are judged by their defects
+# Of the mean: scores that deviate by less are one number but for the last digit, which differs with the batch's size.
+LEAST_DEVIATION = 1e-4
 CHUNK = 16  # held-out images at a time
 
 ImageScore = Literal["auto", "defects", "whole"]
@@ -134,6 +136,7 @@ def _maps(model: KdMultiresolutionDualModel, predicted: Iterable[Predicted]) -> 
 
 def _distribution(scores: Tensor, reduce: Reduce) -> NormalScores:
     mean, deviation, count = mean_and_deviation(scores[:, None], reduce)
+    deviation = torch.maximum(deviation, LEAST_DEVIATION * mean.abs())
     return NormalScores(float(mean), float(deviation), count, tuple(scores.tolist()))
 
 
@@ -160,7 +163,7 @@ def gains(normal: Tensor, defective: Tensor, deviation: Tensor, reduce: Reduce) 
 
 
 def shares(gains: Tensor) -> Tensor:
-    """Return how much each of several maps counts, (K,), 1 in all: by the cube of its gain, (K,), >= 0.
+    """Return how much each of several maps counts, (K,), 1 in all: by the cube of its gain, (K,), >= 0, not all 0.
 
     A linear discriminant of independent maps would take the gain itself, but the maps find the same defects, and the
     better ones should lead.

@@ -283,11 +283,14 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
     def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Return the batch with raw scores and maps; on the way of a training, if anybody takes them.
 
-        The threshold needs none of them.
+        The model's own threshold needs none of them; that of a post-processor that was given does.
         """
         del args, kwargs
+        fitted = isinstance(self.post_processor, PostProcessor) and not isinstance(
+            self.post_processor, FalseAlarmPostProcessor
+        )
         on_the_way = self.trainer.state.fn == TrainerFn.FITTING
-        return batch if on_the_way and not is_heard(self.trainer) else self.predicted(batch)
+        return batch if on_the_way and not (fitted or is_heard(self.trainer)) else self.predicted(batch)
 
     def on_train_end(self) -> None:
         """Set what is normal, let the held-out images go, and say if the rate has not fallen."""

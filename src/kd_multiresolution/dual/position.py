@@ -84,7 +84,9 @@ class PositionError(nn.Module):
         return self.difference(features).square().sum(1, keepdim=True)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if (factor := state_dict.get(f"{prefix}factor")) is not None:  # of the size of the images it was trained on
+        factor = state_dict.get(f"{prefix}factor")
+        if factor is not None and factor.ndim == 4 and factor.shape[:2] == self.factor.shape[:2]:
+            # Of the size of the images it was trained on.
             self._make_room(factor.shape[-2:])
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -31,7 +31,8 @@ class Standardization(nn.Module):
         """Set the statistics from the first two moments, (C,) each."""
         deviation = (mean_square - mean.square()).clamp_min(0).sqrt()
         self.mean.copy_(mean)
-        self.deviation.copy_(without_dead_channels(deviation))
+        # No channel is divided by what half precision would round to nothing.
+        self.deviation.copy_(without_dead_channels(deviation).clamp_min(torch.finfo(self.deviation.dtype).eps))
 
 
 class LevelConv(nn.Conv2d):

@@ -295,7 +295,7 @@ class KdMultiresolutionDualModel(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         ours = {"position_weight": self.position_weight}
         ours |= {f"position.{name}": part for name, part in self.position.named_buffers()}
-        if not any(f"{prefix}{name}" in state_dict for name in ours):
+        if f"{prefix}family_weight" in state_dict and not any(f"{prefix}{name}" in state_dict for name in ours):
             # Trained before there was a map of the positions, and goes without it.
             state_dict.update({f"{prefix}{name}": torch.zeros_like(part) for name, part in ours.items()})
         super()._load_from_state_dict(state_dict, prefix, *args)

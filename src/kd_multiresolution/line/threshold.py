@@ -21,6 +21,7 @@ from kd_multiresolution.line.scoring import RawScores, raw_scores
 from kd_multiresolution.plugin.arguments import check_positive, check_types
 from kd_multiresolution.plugin.checkpoint import KEY, MODELS_BY_VARIANT
 from kd_multiresolution.plugin.learnt import FRESH, LearntNormals, distribution
+from kd_multiresolution.plugin.module import PluginModule
 from kd_multiresolution.plugin.post_processor import SENSITIVITY, renew_thresholds
 from kd_multiresolution.results.changes import FEWEST
 
@@ -162,11 +163,22 @@ def _stored(path: Path) -> dict[str, Any]:
         raise ValueError(msg)
     try:
         stored: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        entry = stored[KEY]
+        entry, tensors = stored[KEY], stored["state_dict"]
     except Exception as error:
         msg = f"checkpoint={str(path)!r}: not a checkpoint of kd_multiresolution that can be read ({error})."
         raise ValueError(msg) from error
-    if "post_processor._image_threshold" not in stored["state_dict"] or "built" not in entry:
+    if not (isinstance(entry, dict) and isinstance(entry.get("built"), dict)):
+        msg = f"checkpoint={str(path)!r}: it does not say what its model was built with. Give one of a training."
+        raise ValueError(msg)
+    name = _model_of(entry)
+    kind = getattr(kd_multiresolution, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, PluginModule)):
+        msg = (
+            f"checkpoint={str(path)!r}: of the model {name!r}, which this state of kd_multiresolution does not know. "
+            "Install the one that trained it."
+        )
+        raise ValueError(msg)
+    if "post_processor._image_threshold" not in tensors:
         msg = (
             f"checkpoint={str(path)!r}: its model has no post-processor with a threshold, so its scores are raw and "
             "nothing is called defective. Train without post_processor=False."
@@ -188,11 +200,19 @@ def _check_output(path: Path) -> None:
         raise ValueError(msg)
 
 
+def _model_of(entry: Mapping[str, Any]) -> str:
+    """Return the name of the model that a checkpoint's entry is of."""
+    before = MODELS_BY_VARIANT.get(entry["built"].get("variant"), "KdMultiresolution")
+    return str(entry.get("model") or before)
+
+
 def _model(stored: Mapping[str, Any], path: Path) -> Any:
-    entry = stored[KEY]
-    name = entry.get("model") or MODELS_BY_VARIANT.get(entry["built"].get("variant"), "KdMultiresolution")
-    # By its name: whatever model a checkpoint is of.
-    return getattr(kd_multiresolution, name).load_from_checkpoint(path, map_location="cpu", visualizer=False)
+    kind = getattr(kd_multiresolution, _model_of(stored[KEY]))
+    try:
+        return kind.load_from_checkpoint(path, map_location="cpu", visualizer=False)
+    except (RuntimeError, KeyError) as error:
+        msg = f"checkpoint={str(path)!r}: its tensors are not those of {kind.__name__} ({error}). Is it damaged?"
+        raise ValueError(msg) from error
 
 
 def _decisions(post_processor: PostProcessor, good: RawScores, defective: RawScores) -> Decisions:

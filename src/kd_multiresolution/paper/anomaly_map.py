@@ -62,14 +62,14 @@ class AnomalyMapGenerator(nn.Module):
             attribution: (N, C, H, W), any sign; H and W at least ``4 * sigma / stride``.
 
         Returns:
-            (N, 1, H, W), >= 0.
+            (N, 1, H, W), >= 0, float32 or wider.
 
         Raises:
             ValueError: if the images are too small for the blur.
         """
-        # Half precision, of the attribution or of autocast, loses the map's small differences.
+        # Half precision, of the attribution, the model or autocast, loses the map's small differences.
         with torch.autocast(attribution.device.type, enabled=False):
-            maps = attribution.to(self.kernel.dtype).abs()
+            maps = attribution.to(torch.promote_types(self.kernel.dtype, torch.float32)).abs()
             return self._maps(maps.sum(1, keepdim=True) if maps.shape[1] > 1 else maps)
 
     def check_image_size(self, image_size: Sequence[int]) -> None:

@@ -203,6 +203,9 @@ class PluginModule(ExplainedExport):
             # torch.compile takes no tensors of torchvision's own kind.
             images = batch.image.as_subclass(Tensor)
             predictions = checked_predictions((model or self.model)(images), images)
+            if self.model._compiled_call_impl is not None:
+                # A CUDA graph's results lie where the next batch's will.
+                predictions = type(predictions)(*(None if part is None else part.clone() for part in predictions))
         except NonFiniteError as error:
             raise NonFiniteError(error.reasons, getattr(batch, "image_path", None)) from error
         updated: STEP_OUTPUT = batch.update(**predictions._asdict())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
@@ -62,6 +63,8 @@ class UnclampedPostProcessor(PostProcessor):
     The threshold of pixels is fitted to masks. Without masks it is the highest value on normal validation images, so
     that nothing is marked on those.
 
+    Thresholds and ranges stay in float32 whatever the model's precision is: rounded, they would lie elsewhere.
+
     With ``enable_normalization=False``, raw scores and maps are held against the thresholds as they were fitted; with
     anomalib's, against those of normalised ones.
 
@@ -88,6 +91,11 @@ class UnclampedPostProcessor(PostProcessor):
                 "threshold of normalised scores. Leave them out, or leave out enable_normalization=False."
             )
             raise ValueError(msg)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> UnclampedPostProcessor:
+        """Follow the model to another device, and not to another precision."""
+        cast("Any", super())._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
+        return self
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any

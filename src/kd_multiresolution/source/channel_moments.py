@@ -17,6 +17,8 @@ def exact(tensor: Tensor) -> Tensor:
     """Return a tensor in float64, on the host where its device has no such numbers: long sums keep their digits."""
     try:
         return tensor.double()
+    except torch.OutOfMemoryError:  # which is a RuntimeError
+        raise
     except (TypeError, RuntimeError):  # Apple's and some of Intel's
         return tensor.cpu().double()
 

@@ -25,8 +25,9 @@ class Derived(nn.Module, Generic[T]):
         self._forget()
 
     def _forget(self) -> None:
-        self._kept: tuple[T, ...] = ()  # a tuple: what it holds is no part of the model
-        self._state: object = None
+        # What it was made from, and what was made; in a tuple, so that it is no part of the model, and that a thread
+        # finds the two together.
+        self._kept: tuple[object, T] | None = None
         self._held: list[Tensor] = []
 
     def train(self, mode: bool = True) -> Derived[T]:
@@ -51,13 +52,14 @@ class Derived(nn.Module, Generic[T]):
         except RuntimeError:  # tensors made in inference mode, whose changes nobody counts
             return make()
         state = (key, autocast, [*map(id, tensors)], versions, [tensor.data_ptr() for tensor in tensors])
-        if state != self._state:
+        kept = self._kept
+        if kept is None or kept[0] != state:
             with torch.inference_mode(False), torch.no_grad():
-                self._kept = (make(),)
-            self._state = state
+                kept = (state, make())
             # Held, with the memory that they have now: no others can come to lie at the same place.
             self._held = [*tensors, *(tensor.detach() for tensor in tensors)]
-        return self._kept[0]
+            self._kept = kept
+        return kept[1]
 
     def __deepcopy__(self, memo: object) -> Derived[T]:
         """Return an empty one."""

@@ -79,14 +79,27 @@ class FiniteLoss(Callback):
         ValueError: at the end of the epoch, if it is not; an image that is not finite is named.
     """
 
+    def __init__(self) -> None:
+        self._last: Tensor | None = None
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Check the loss of the epoch's last batch."""
         del batch, batch_idx
-        if not trainer.is_last_batch:
+        # A reduction writes into what it is given, and others read the outputs after this.
+        self._last = cast("Mapping[str, Tensor]", outputs)["loss"].detach().clone()
+        if trainer.is_last_batch:
+            self._check(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check an epoch that ends before its last batch."""
+        self._check(trainer, pl_module)
+
+    def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loss, self._last = self._last, None
+        if loss is None:
             return
-        loss = cast("Mapping[str, Tensor]", outputs)["loss"].detach()
         if bool(trainer.strategy.reduce(loss, reduce_op="mean").isfinite()):
             return
         sick = [
