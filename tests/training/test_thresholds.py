@@ -170,7 +170,7 @@ class Interrupt(Callback):
 def test_so_has_the_last_one_of_a_training_that_is_broken_off(
     kind: type[Model], callback: Callback, kind_of_end: type[BaseException], pictures: Path, tmp_path: Path
 ) -> None:
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     network = make(kind)
     try:
         with pytest.raises(kind_of_end):
