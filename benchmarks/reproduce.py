@@ -32,6 +32,8 @@ from reproduction.tables import PLANS, Reproduction, reproduction
 
 logger = logging.getLogger("reproduce")
 
+PRECISIONS = ("32-true", "bf16-mixed")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is not done yet, write the tables, and return how many trainings failed."""
@@ -155,6 +157,7 @@ def parser() -> argparse.ArgumentParser:
     add("--evaluations", type=positive, default=5, help="late epochs to average")
     add("--interval", type=positive, default=10, help="epochs from one evaluation to the next")
     add("--epochs", type=positive, help="upper limit of a training")
+    add("--precision", choices=PRECISIONS, default="32-true", help="of training and scores, as Lightning names it")
     add("--limit", type=positive, help="training images, and test images of either kind, for a short run")
     add("--workers", type=natural, default=0, help="loader processes")
     return parser
@@ -212,6 +215,7 @@ def shared_settings(options: argparse.Namespace, source: Source) -> dict[str, ob
         "evaluations": options.evaluations if options.model == "paper" else 1,
         "interval": options.interval if options.model == "paper" else 1,
         "limit": options.limit,
+        "precision": options.precision,
         "model": options.model,
     }
 

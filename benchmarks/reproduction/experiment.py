@@ -233,6 +233,7 @@ def run(
             # Nothing else is kept but the figures, and nothing validated: nobody uses the threshold.
             callbacks=[evaluation, _keeping(state, settings.interval)],
             limit_val_batches=0,
+            precision=settings.precision,
             enable_progress_bar=sys.stdout.isatty(),
             enable_model_summary=False,
             **length,

@@ -195,6 +195,8 @@ def _conditions(table: Reproduction, results: Results) -> list[str]:
             lines.append(f"{name}: {', '.join(map(str, sorted(numbers)))}.")
     if first.epochs is not None:
         lines.append(f"Training was limited to {first.epochs} epochs.")
+    if first.precision != "32-true":
+        lines.append(f"Precision of training and scores: {first.precision}.")
     if first.limit is not None:
         lines.append(f"A short run: {first.limit} training images, {first.limit} test images of either kind.")
     return lines

@@ -37,7 +37,8 @@ def attribution_view(method: str) -> View:
     return View(method, ATTRIBUTIONS[name], sigma=4.0 if plus else 0.0, percentile_scale=True)
 
 
-ADDED = {"score_points": None, "scale_channels": False}  # fields that older results lack, and what they mean by it
+# Fields that older results lack, and what they mean by it.
+ADDED = {"score_points": None, "scale_channels": False, "precision": "32-true"}
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Settings(Record):
     model: Literal["paper", "dual"] = "paper"  # `dual` has no cloner, terms and value weight to choose
     score_points: tuple[str, ...] | None = None  # those that make up score and map; `None`: the model's own
     scale_channels: bool = False  # whether each channel of the source is brought to a mean square of one
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"  # of training and scores, as Lightning names it
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data: the model has an older name, and what older results lack is there if it was chosen."""

@@ -513,13 +513,17 @@ def test_what_is_not_the_papers_is_said_and_is_another_training(medical: Path, t
     short = ["--dataset", "brain_mri", "--epochs", "1"]
     assert reproduce_table(6, medical, tmp_path, *short) == 0
     options = ["--scale-channels", "--score-points", "pool3", "pool4", "--value-weight", "auto"]
+    options += ["--precision", "bf16-mixed"]
     assert reproduce_table(6, medical, tmp_path, *short, *options, "--checkpoints", str(tmp_path / "kept")) == 0
     plain, scaled = sorted(Results(tmp_path / "trainings"), key=lambda pair: pair[0].scale_channels)
     assert "scale_channels" not in plain[1]["settings"], "as in results from before there was a choice"
+    assert "precision" not in plain[1]["settings"]
     assert (scaled[0].score_points, scaled[0].value_weight) == (("pool3", "pool4"), "auto")
+    assert scaled[0].precision == "bf16-mixed"
     assert plain[1]["metrics"] != scaled[1]["metrics"]
     text = (tmp_path / "table_6_32px.md").read_text()
     assert "value weight auto; scored at pool3, pool4; each channel of the source in units of" in text
+    assert "Precision of training and scores: bf16-mixed." in text
     (checkpoint,) = (tmp_path / "kept").iterdir()
     network = KdMultiresolution.load_from_checkpoint(checkpoint, pretrained=False).model
     assert network.score_points == ("pool3", "pool4")

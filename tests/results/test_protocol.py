@@ -14,11 +14,13 @@ import torch
 from anomalib.cli.cli import AnomalibCLI
 from anomalib.data import Folder, ImageBatch
 from anomalib.engine import Engine
+from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from lightning import seed_everything
 from lightning.pytorch.callbacks import EarlyStopping
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from torch import nn
 
 from kd_multiresolution import EvaluationAfterConvergence, KdMultiresolution, KdMultiresolutionDual
 from kd_multiresolution.results.protocol import RESULT_FILE, read_coverage
@@ -220,6 +222,26 @@ def test_figures_are_those_of_raw_scores_where_anomalib_clamps_them(pictures: Pa
     assert evaluation.values["image_AUROC"] == [pytest.approx(expected)]
     (printed,) = engine.test(network, datamodule=Folder(**settings(pictures, "from_train")))
     assert abs(printed["image_AUROC"] - expected) > 0.01, "the test needs scores that the clamp ties"
+
+
+def test_scores_are_those_of_a_test_in_the_same_precision(pictures: Path, tmp_path: Path) -> None:
+    scores: dict[str, list[float]] = {"evaluation": [], "test": []}
+
+    class Scores(EvaluationAfterConvergence):
+        """Notes the scores of the evaluation, and those of anomalib's test."""
+
+        def models(self, pl_module: AnomalibModule) -> dict[str, nn.Module]:
+            pl_module.model.register_forward_hook(lambda _, __, found: scores[part].extend(found.pred_score.tolist()))
+            return {"": pl_module.model}
+
+    part, network = "evaluation", model(anomaly_map=None, post_processor=False)
+    engine = fit(
+        network, pictures, tmp_path, callbacks=[Scores()], max_epochs=1, limit_val_batches=0, precision="bf16-mixed"
+    )
+    exact = raw_scores(network, pictures)[1]
+    part, scores["evaluation"] = "test", scores["evaluation"][: len(exact)]
+    engine.test(network, datamodule=Folder(**settings(pictures)))
+    assert scores["evaluation"] == scores["test"] != exact
 
 
 def test_resumed_training_goes_on_with_its_evaluations(pictures: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from anomalib.data import AnomalibDataModule, ImageBatch
+from anomalib.data import AnomalibDataModule, ImageBatch, InferenceBatch
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -37,8 +37,8 @@ RESULT_FILE = "evaluation_after_convergence.json"
 class EvaluationAfterConvergence(ConvergenceStopping):
     """Evaluates every ``interval`` epochs after convergence, and stops after ``evaluations`` of them.
 
-    Takes the place of :class:`ConvergenceStopping`, with the same criterion. Each evaluation scores all test images;
-    the metrics of :func:`~kd_multiresolution.results.raw_metrics.raw_metrics` see raw scores, before any
+    Takes the place of :class:`ConvergenceStopping`, with the same criterion. Each evaluation scores all test images, in
+    the precision that a test has; the metrics of :func:`~kd_multiresolution.results.raw_metrics.raw_metrics` see raw scores, before any
     post-processing. Mean and sample standard deviation over the evaluations are logged (``raw_<metric>_mean`` and
     ``raw_<metric>_std``, not before the second one), kept in :attr:`summary`, and written to
     ``evaluation_after_convergence.json`` in the run's folder. A training that has not converged is evaluated after its
@@ -162,7 +162,9 @@ class EvaluationAfterConvergence(ConvergenceStopping):
                 if isinstance(pl_module.pre_processor, Callback):
                     pl_module.pre_processor.on_test_batch_start(trainer, pl_module, batch, index)
                 for prefix, model in models.items():
-                    predictions[prefix].append(_predict(model, batch, coverage))
+                    with trainer.precision_plugin.test_step_context():
+                        output = model(batch.image)
+                    predictions[prefix].append(_predictions(output, batch, coverage))
         return {
             f"{prefix}{name}": value
             for prefix, parts in predictions.items()
@@ -244,8 +246,7 @@ def _geometry(transform: Transform | None) -> nn.Module:
     return nn.Sequential(*(part for part in parts if not isinstance(part, Normalize)))
 
 
-def _predict(model: nn.Module, batch: Any, coverage: Tensor | None) -> Predictions:
-    output = model(batch.image)
+def _predictions(output: InferenceBatch, batch: Any, coverage: Tensor | None) -> Predictions:
     has_masks = batch.gt_mask is not None  # maps that nothing is compared with would only fill the memory
     return Predictions(
         scores=output.pred_score.detach().cpu().flatten(),
