@@ -13,6 +13,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: one worker per core, one thread per worker, and for the processes that it starts.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
+from anomalib.cli.cli import AnomalibCLI
+from jsonargparse import ArgumentParser
+
 import tests.small_vgg  # noqa: F401 - a model of timm's from here on
 
 SHARED = Path(os.environ.get("KD_SHARED", Path(__file__).parents[2] / "shared"))
@@ -44,3 +47,12 @@ def shared_path(name: str) -> Path:
 @pytest.fixture(scope="session")
 def vectors() -> Path:
     return shared_path("vectors")
+
+
+@pytest.fixture(scope="module")
+def anomalib_parser() -> ArgumentParser:
+    """Return anomalib's command line, which starts nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AnomalibCLI, "before_instantiate_classes", lambda self: None)
+        patch.setattr(AnomalibCLI, "instantiate_classes", lambda self: None)
+        return AnomalibCLI(["train", "--model", "kd_multiresolution", "--data", "MVTecAD"], run=False).parser

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import yaml
-from anomalib.cli.cli import AnomalibCLI
 from anomalib.models import get_model, list_models
 from jsonargparse import ArgumentParser
 
@@ -51,14 +50,6 @@ ALL = [(page.name, command) for page in sorted(PAGES) for command in commands(pa
 
 def of(program: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("command", sorted({command for _, command in ALL if command.startswith(program)}))
-
-
-@pytest.fixture(scope="module")
-def anomalib_parser() -> ArgumentParser:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AnomalibCLI, "before_instantiate_classes", lambda self: None)
-        patch.setattr(AnomalibCLI, "instantiate_classes", lambda self: None)
-        return AnomalibCLI(["train", "--model", "kd_multiresolution", "--data", "MVTecAD"], run=False).parser
 
 
 def test_every_page_with_commands_is_read() -> None:

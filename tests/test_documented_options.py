@@ -12,7 +12,6 @@ from typing import Any
 import anomalib.data
 import pytest
 import yaml
-from anomalib.cli.cli import AnomalibCLI
 from jsonargparse import ArgumentParser, Namespace
 
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
@@ -22,14 +21,6 @@ from tests.test_documentation import PAGES, PROJECT, commands
 
 OTHERS = {"MVTecAD": {"category": "screw"}, "TextureDefects": {"category": "gravel"}}
 ABSENT = {"mask_dir": "masks", "normal_test_dir": "masks"}  # to start from where a command does without
-
-
-@pytest.fixture(scope="module")
-def parser() -> ArgumentParser:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AnomalibCLI, "before_instantiate_classes", lambda self: None)
-        patch.setattr(AnomalibCLI, "instantiate_classes", lambda self: None)
-        return AnomalibCLI(["train", "--model", "kd_multiresolution", "--data", "MVTecAD"], run=False).parser
 
 
 @cache
@@ -63,8 +54,8 @@ def own_arguments(command: Namespace, group: str) -> Namespace:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("page", "group", "name"), options("data", "model", "trainer"))
-def test_there_is_such_an_option(page: Path, group: str, name: str, parser: ArgumentParser) -> None:
-    everywhere = [command for other in PAGES for command in parsed(parser, other)]
+def test_there_is_such_an_option(page: Path, group: str, name: str, anomalib_parser: ArgumentParser) -> None:
+    everywhere = [command for other in PAGES for command in parsed(anomalib_parser, other)]
     assert any(name in own_arguments(command, group) for command in everywhere)
 
 
@@ -89,11 +80,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize(("page", "group", "name"), options("data"))
 def test_an_option_of_data_changes_something(
-    page: Path, group: str, name: str, parser: ArgumentParser, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, group: str, name: str, anomalib_parser: ArgumentParser, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(pictures)
     # Of the page's own commands, if one of them has it.
-    candidates = [command for other in (page, *sorted(PAGES)) for command in parsed(parser, other)]
+    candidates = [command for other in (page, *sorted(PAGES)) for command in parsed(anomalib_parser, other)]
     command = next(command for command in candidates if name in own_arguments(command, group))
     kind = command.data.class_path.rpartition(".")[2]
     if page.suffix == ".yaml" and kind not in {"Folder", "MVTecAD", "TextureDefects"}:

@@ -25,6 +25,7 @@ from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
 from kd_multiresolution.plugin.export_check import FLOAT32, open_vino
 from kd_multiresolution.plugin.post_processor import FalseAlarmPostProcessor
 from kd_multiresolution.training.batches import training_batches
+from tests.data.generated import write_squares
 
 pytestmark = pytest.mark.slow
 
@@ -33,17 +34,7 @@ SIZE = 64
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return twenty normal pictures and four with a bright square."""
-    root = tmp_path_factory.mktemp("pictures")
-    generator = torch.Generator().manual_seed(0)
-    for folder, count in (("good", 20), ("defect", 4)):
-        (root / folder).mkdir()
-        for i in range(count):
-            picture = torch.rand(3, SIZE, SIZE, generator=generator) * 0.3
-            if folder == "defect":
-                picture[:, 16:40, 16:40] += 0.5
-            save_image(picture, root / folder / f"{i}.png")
-    return root
+    return write_squares(tmp_path_factory.mktemp("pictures"), {"good": 20, "defect": 4}, SIZE, contrast=0.5)
 
 
 def data(pictures: Path, train_batch_size: int = 5) -> Folder:

@@ -17,12 +17,12 @@ from anomalib.data import Folder
 from anomalib.engine import Engine
 from anomalib.post_processing import PostProcessor
 from PIL import Image
-from torchvision.utils import save_image
 
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual, set_threshold
 from kd_multiresolution.line.command import main
 from kd_multiresolution.plugin.checkpoint import KEY
 from kd_multiresolution.plugin.post_processor import FalseAlarmPostProcessor, UnclampedPostProcessor
+from tests.data.generated import write_squares
 
 pytestmark = pytest.mark.slow
 
@@ -33,16 +33,7 @@ MODELS = {"paper": KdMultiresolution, "dual": KdMultiresolutionDual}
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("pictures")
-    generator = torch.Generator().manual_seed(0)
-    for folder, count in COUNTS.items():
-        (root / folder).mkdir()
-        for i in range(count):
-            picture = torch.rand(3, SIZE, SIZE, generator=generator) * 0.3
-            if folder == "defect":
-                picture[:, 16:40, 16:40] += 0.5
-            save_image(picture, root / folder / f"{i}.png")
-    return root
+    return write_squares(tmp_path_factory.mktemp("pictures"), COUNTS, SIZE, contrast=0.5)
 
 
 def engine(folder: Path, **arguments: Any) -> Engine:

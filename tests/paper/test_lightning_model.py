@@ -16,24 +16,14 @@ from anomalib.pre_processing import PreProcessor
 from lightning import seed_everything
 from sklearn.metrics import roc_auc_score
 from torchvision.transforms.v2 import Resize
-from torchvision.utils import save_image
 
 from kd_multiresolution import ConvergenceStopping, KdMultiresolution
+from tests.data.generated import write_squares
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return ten normal pictures and four with a bright square."""
-    root = tmp_path_factory.mktemp("pictures")
-    generator = torch.Generator().manual_seed(0)
-    for folder, count in (("good", 10), ("defect", 4)):
-        (root / folder).mkdir()
-        for i in range(count):
-            picture = torch.rand(3, 32, 32, generator=generator) * 0.3
-            if folder == "defect":
-                picture[:, 8:20, 8:20] += 0.2 * (i + 1) / 4
-            save_image(picture, root / folder / f"{i}.png")
-    return root
+    return write_squares(tmp_path_factory.mktemp("pictures"), {"good": 10, "defect": 4})
 
 
 def data(pictures: Path) -> Folder:

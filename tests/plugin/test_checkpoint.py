@@ -16,12 +16,12 @@ from anomalib.cli.cli import AnomalibCLI
 from anomalib.data import Folder
 from anomalib.engine import Engine
 from anomalib.models import AnomalibModule, Padim
-from torchvision.utils import save_image
 
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual, __version__
 from kd_multiresolution.plugin.checkpoint import KEY
 from kd_multiresolution.results.visualizer import FrameVisualizer
 from kd_multiresolution.source.network import Source
+from tests.data.generated import write_squares
 
 SETTINGS: dict[str, Any] = {"source": "small_vgg", "image_size": 32, "epochs": 1, "visualizer": False}
 BOTH = (KdMultiresolution, KdMultiresolutionDual)
@@ -29,17 +29,12 @@ BOTH = (KdMultiresolution, KdMultiresolutionDual)
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("pictures")
-    for folder, count in (("good", 6), ("bad", 2)):
-        (root / folder).mkdir()
-        for i in range(count):
-            save_image(torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(i)), root / folder / f"{i}.png")
-    return root
+    return write_squares(tmp_path_factory.mktemp("pictures"), {"good": 6, "defect": 2})
 
 
 def data(pictures: Path) -> Folder:
     return Folder(
-        "parts", root=pictures, normal_dir="good", abnormal_dir="bad", normal_test_dir="bad", num_workers=0,
+        "parts", root=pictures, normal_dir="good", abnormal_dir="defect", normal_test_dir="defect", num_workers=0,
         train_batch_size=3, val_split_mode="same_as_test",
     )  # fmt: skip
 
@@ -224,7 +219,7 @@ def test_a_checkpoint_that_says_another_variant_names_its_model(
     model = [f"--model={model_class.__name__}", "--model.source=small_vgg", "--model.image_size=32"]
     run = ["--trainer.accelerator=cpu", "--trainer.logger=false", f"--default_root_dir={tmp_path}"]
     with pytest.raises(ValueError, match=f"says {message}"):
-        AnomalibCLI(args=["predict", *model, *run, f"--ckpt_path={file}", f"--data={pictures / 'bad'}"])
+        AnomalibCLI(args=["predict", *model, *run, f"--ckpt_path={file}", f"--data={pictures / 'defect'}"])
 
 
 @pytest.mark.parametrize("model_class", BOTH)
@@ -346,7 +341,7 @@ def test_nothing_is_asked_of_the_network(
     runner = engine(tmp_path)
     runner.fit(network, datamodule=data(pictures))
     runner.test(network, datamodule=data(pictures))
-    runner.predict(model_class.load_from_checkpoint(checkpoints[model_class.__name__]), data_path=pictures / "bad")
+    runner.predict(model_class.load_from_checkpoint(checkpoints[model_class.__name__]), data_path=pictures / "defect")
 
 
 @pytest.mark.parametrize("model_class", BOTH)

@@ -18,11 +18,11 @@ from anomalib.metrics import AUROC, Evaluator
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, StochasticWeightAveraging, Timer
-from torchvision.utils import save_image
 
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
 from kd_multiresolution.plugin.post_processor import UnclampedPostProcessor
 from kd_multiresolution.training.thresholds import Thresholds
+from tests.data.generated import write_squares
 
 pytestmark = pytest.mark.slow
 
@@ -34,17 +34,7 @@ STEPS = 4  # per epoch
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return normal pictures, and four with a bright square."""
-    root = tmp_path_factory.mktemp("pictures")
-    generator = torch.Generator().manual_seed(0)
-    for folder, count in (("good", 18), ("defect", 4)):
-        (root / folder).mkdir()
-        for i in range(count):
-            picture = torch.rand(3, 32, 32, generator=generator) * 0.3
-            if folder == "defect":
-                picture[:, 8:20, 8:20] += 0.3
-            save_image(picture, root / folder / f"{i}.png")
-    return root
+    return write_squares(tmp_path_factory.mktemp("pictures"), {"good": 18, "defect": 4})
 
 
 def data(pictures: Path) -> Folder:

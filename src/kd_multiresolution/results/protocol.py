@@ -38,9 +38,9 @@ class EvaluationAfterConvergence(ConvergenceStopping):
     """Evaluates every ``interval`` epochs after convergence, and stops after ``evaluations`` of them.
 
     Takes the place of :class:`ConvergenceStopping`, with the same criterion. Each evaluation scores all test images, in
-    the precision that a test has; the metrics of :func:`~kd_multiresolution.results.raw_metrics.raw_metrics` see raw scores, before any
-    post-processing. Mean and sample standard deviation over the evaluations are logged (``raw_<metric>_mean`` and
-    ``raw_<metric>_std``, not before the second one), kept in :attr:`summary`, and written to
+    the precision that a test has; the metrics of :func:`~kd_multiresolution.results.raw_metrics.raw_metrics` see raw
+    scores, before any post-processing. Mean and sample standard deviation over the evaluations are logged
+    (``raw_<metric>_mean`` and ``raw_<metric>_std``, not before the second one), kept in :attr:`summary`, and written to
     ``evaluation_after_convergence.json`` in the run's folder. A training that has not converged is evaluated after its
     last epochs before ``max_epochs``, as far apart; whatever else ends a training, its last epoch is evaluated. The
     file says after which epochs, and whether the loss had converged.
