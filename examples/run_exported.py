@@ -16,7 +16,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ FORMAT = 1  # of the notes that this program reads
 WHOLE: Region = (0.0, 0.0, 1.0, 1.0)
 SMALLEST = 1e-30
 ROUNDING = 2.0**-22  # of a score near 1
+BROKEN = (ValueError, OSError, SyntaxError, Image.DecompressionBombError)  # what Pillow makes of damaged files
 
 
 class Exported:
@@ -199,8 +201,31 @@ def grey(heat_map: Array, white: float | None) -> npt.NDArray[np.uint8]:
     return np.asarray((heat_map / white).clip(0, 1) * 255, np.uint8)
 
 
-def judged(model: Exported, file: Path, folder: Path, threshold: float | None = None) -> dict[str, Any]:
-    """Return score, decision and boxes of a picture, and write its heat map and its mask into a folder."""
+def names(files: Sequence[Path]) -> list[str]:
+    """Return names for what is written of pictures: folder and file, and a number behind it where two would share it.
+
+    Images of the same name may lie in different folders, one per kind of defect.
+    """
+    found: list[str] = []
+    for file in files:
+        plain = f"{file.resolve().parent.name}_{file.stem}"
+        tries = (f"{plain}_{number}" for number in count(2))
+        found.append(plain if plain not in found else next(name for name in tries if name not in found))
+    return found
+
+
+def judged(
+    model: Exported, file: Path, folder: Path, threshold: float | None = None, name: str | None = None
+) -> dict[str, Any]:
+    """Return score, decision and boxes of a picture, and write its heat map and its mask into a folder.
+
+    Args:
+        model: what judges.
+        file: the picture.
+        folder: for ``<name>_map.png`` and ``<name>_mask.png``.
+        threshold: score above which it is anomalous; ``None``: the model's own.
+        name: see :func:`names`; ``None``: that of a single picture.
+    """
     image = read(file)
     judges = model.note.get("region")
     if judges is not None and [*image.shape[2:]] != judges["file_size"]:
@@ -213,6 +238,8 @@ def judged(model: Exported, file: Path, folder: Path, threshold: float | None = 
         "score": outputs["pred_score"].item(),
         "anomalous": model.is_anomalous(outputs, threshold),
         "boxes": None,
+        "map": None,
+        "mask": None,
     }
     if "anomaly_map" not in outputs:
         return found
@@ -220,14 +247,15 @@ def judged(model: Exported, file: Path, folder: Path, threshold: float | None = 
     if region is None:  # what the map covers of the picture is not known
         region, size = WHOLE, (outputs["anomaly_map"].shape[-2], outputs["anomaly_map"].shape[-1])
         found["pixels"] = "of the map: what it covers of the picture does not follow from the note"
-    # Images of the same name may lie in different folders, one per kind of defect.
-    name = f"{file.resolve().parent.name}_{file.stem}"
+    (name,) = names([file]) if name is None else (name,)
     of_map = model.note["map"]
+    found["map"] = f"{name}_map.png"
     pixels = grey(outputs["anomaly_map"].squeeze(), 1.0 if of_map["normalized"] else None)
-    spread(pixels, size, region, smooth=True).save(folder / f"{name}_map.png")
+    spread(pixels, size, region, smooth=True).save(folder / found["map"])
     if "pred_mask" in outputs:
         marked = spread(outputs["pred_mask"].squeeze().astype(np.uint8) * 255, size, region, smooth=False)
-        marked.save(folder / f"{name}_mask.png")
+        found["mask"] = f"{name}_mask.png"
+        marked.save(folder / found["mask"])
         found["boxes"] = boxes(np.asarray(marked) > 0)
     return found
 
@@ -249,13 +277,18 @@ def check_pictures(size: tuple[int, int], count: int) -> npt.NDArray[np.uint8]:
 
 
 def deviation(model: Exported) -> float | None:
-    """Return by how much a score at the threshold moves here, beside torch at the export; ``None``: not known."""
+    """Return by how much a score at the threshold moves here; ``None``: not known.
+
+    It is held against torch's at the export; where compression has moved the file's own away from it, against those.
+    """
     kept, scale = model.note["check"], model.note["score"]
     if kept is None:
         return None
     pictures = check_pictures(tuple(kept["pictures"]["size"]), kept["pictures"]["count"]).astype(np.float32) / 255
     ours = np.array([model.run(picture[None])["pred_score"].item() for picture in pictures])
-    expected = np.array(kept["scores_in_torch"][: len(ours)])
+    compressed = model.note["file"]["compression"] is not None
+    there = next(iter(kept["runtimes"].values()))["scores"] if compressed else kept["scores_in_torch"]
+    expected = np.array(there[: len(ours)])
     if not scale["normalized"]:
         return float(np.max(np.abs(ours - expected) / np.maximum(np.abs(expected), SMALLEST)))
     least, largest, threshold = (scale["raw"][name] for name in ("least", "largest", "threshold"))
@@ -307,10 +340,10 @@ def main() -> None:
         return
     arguments.output.mkdir(parents=True, exist_ok=True)
     results, refused = [], []
-    for file in arguments.images:
+    for file, name in zip(arguments.images, names(arguments.images), strict=True):
         try:
-            result = judged(model, file, arguments.output, arguments.threshold)
-        except (ValueError, OSError) as error:
+            result = judged(model, file, arguments.output, arguments.threshold, name)
+        except BROKEN as error:
             refused.append(f"{file}: {error}.")
             continue
         results.append(result)

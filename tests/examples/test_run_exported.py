@@ -147,6 +147,36 @@ def test_one_bad_picture_costs_no_other_its_result(
     assert len(json.loads((tmp_path / "judged" / "judged.json").read_text())) == 1
 
 
+def test_pictures_of_one_name_have_files_of_their_own(
+    paper: tuple[KdMultiresolution, Path], files: list[Path], tmp_path: Path
+) -> None:
+    pictures = [tmp_path / line / "cam" / "1.png" for line in ("a", "b")]
+    for picture, file in zip(pictures, files, strict=False):
+        picture.parent.mkdir(parents=True)
+        picture.write_bytes(file.read_bytes())
+    assert run_alone(paper[1], *pictures, "--output", tmp_path / "judged").returncode == 0
+    results = json.loads((tmp_path / "judged" / "judged.json").read_text())
+    assert [result["map"] for result in results] == ["cam_1_map.png", "cam_1_2_map.png"]
+    written = {file.name for file in (tmp_path / "judged").iterdir()} - {"judged.json"}
+    assert written == {result[kind] for result in results for kind in ("map", "mask")}
+
+
+def test_damaged_pictures_cost_the_others_nothing(
+    paper: tuple[KdMultiresolution, Path], files: list[Path], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.png"
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(broken)
+    data = bytearray(broken.read_bytes())
+    second = data.index(b"IDAT", data.index(b"IDAT") + 4)
+    data[second : second + 4] = bytes(4)
+    broken.write_bytes(data)
+    done = run_alone(paper[1], broken, files[0], "--output", tmp_path / "judged")
+    assert done.returncode == 2
+    assert "broken.png: broken PNG file" in done.stderr
+    assert len(json.loads((tmp_path / "judged" / "judged.json").read_text())) == 1
+
+
 def test_a_picture_of_another_size_than_the_regions_mask_is_refused(
     paper: tuple[KdMultiresolution, Path], files: list[Path], tmp_path: Path
 ) -> None:
@@ -185,6 +215,15 @@ def test_a_machine_that_gives_other_scores_is_told(
     exported.run = coarser
     expected = 0.01 * max(fitted["threshold"], 2 * scale) / (2 * scale)
     assert run_exported.deviation(exported) == pytest.approx(expected, rel=0.05)
+
+
+def test_a_compressed_file_is_held_against_what_it_gave_itself(paper: tuple[KdMultiresolution, Path]) -> None:
+    exported = Exported(paper[1])
+    kept = exported.note["check"]
+    kept["scores_in_torch"] = [0.9 * score for score in kept["scores_in_torch"]]
+    assert run_exported.deviation(exported) > kept["bounds"]["deviation"]
+    exported.note["file"]["compression"] = "int8"
+    assert run_exported.deviation(exported) < 1e-4
 
 
 def test_files_of_different_exports_are_refused(paper: tuple[KdMultiresolution, Path], tmp_path: Path) -> None:

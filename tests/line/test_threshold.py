@@ -288,19 +288,19 @@ def test_a_model_without_a_threshold_is_refused(pictures: Path, tmp_path: Path) 
     assert "no post-processor" in refused(tmp_path, checkpoint=path, good=pictures / "good", false_alarms=1)
 
 
-def test_the_command_refuses_in_words(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(
-            [
-                "--checkpoint",
-                "none.ckpt",
-                "--good",
-                str(pictures),
-                "--output",
-                str(tmp_path / "a"),
-                "--false_alarms",
-                "1",
-            ]
-        )
-    assert ended.value.code == 2
-    assert "there is no such file" in capsys.readouterr().err
+def test_the_command_refuses_in_words(
+    checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--output", str(tmp_path / "new.ckpt"), "--false_alarms", "1"]
+    damaged = shutil.copytree(pictures / "good", tmp_path / "damaged") / "0.png"
+    data = bytearray(damaged.read_bytes())
+    start = data.index(b"IDAT") - 4
+    damaged.write_bytes(bytes(data[: start + 4]) + bytes(4) + bytes(data[start + 8 :]))  # a chunk without a name
+    for arguments, said in (
+        (["--checkpoint", "none.ckpt", "--good", str(pictures)], "there is no such file"),
+        (["--checkpoint", str(checkpoint), "--good", str(damaged.parent)], "0.png"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([*arguments, *given])
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err

@@ -19,6 +19,7 @@ from anomalib.models import AnomalibModule, Padim
 
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual, __version__
 from kd_multiresolution.plugin.checkpoint import KEY
+from kd_multiresolution.plugin.threshold_images import ThresholdImages
 from kd_multiresolution.results.visualizer import FrameVisualizer
 from kd_multiresolution.source.network import Source
 from tests.data.generated import write_squares
@@ -268,6 +269,17 @@ def test_a_visualizer_that_is_given_is_used_where_the_training_went_without(
     assert model_class.load_from_checkpoint(path).visualizer is None
     assert model_class.load_from_checkpoint(path, visualizer=own).visualizer is own
     assert isinstance(model_class.load_from_checkpoint(path, visualizer=True).visualizer, FrameVisualizer)
+
+
+def test_a_checkpoint_knows_which_images_its_threshold_was_told_from(
+    checkpoints: dict[str, Path], pictures: Path
+) -> None:
+    model = KdMultiresolution.load_from_checkpoint(checkpoints["KdMultiresolution"], pretrained=False)
+    same = data(pictures)
+    same.setup()
+    assert model.threshold_images == ThresholdImages.of_data(same)
+    assert model.threshold_images.split == "same_as_test"
+    assert ThresholdImages.of_entry(None) == ThresholdImages(), "of checkpoints from before"
 
 
 def test_what_a_dual_training_found_stays(checkpoints: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:

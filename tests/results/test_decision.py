@@ -9,6 +9,7 @@ from anomalib.data import Folder
 from anomalib.post_processing import MEBinPostProcessor, PostProcessor
 
 from kd_multiresolution.plugin.post_processor import FalseAlarmPostProcessor, UnclampedPostProcessor
+from kd_multiresolution.plugin.threshold_images import ThresholdImages
 from kd_multiresolution.results.decision import Decision
 
 SCORES = torch.linspace(0, 8, 81, dtype=torch.float64)
@@ -90,7 +91,21 @@ def test_a_threshold_that_was_set_again_is_not_optimistic() -> None:
     ],
 )
 def test_validation_images_of_the_test_are_said_to_be_optimistic(mode: str, said: str) -> None:
-    data = Folder("name", root=".", normal_dir="good", val_split_mode=mode)
-    decision = Decision.of(trainer(data), SimpleNamespace(post_processor=fitted(UnclampedPostProcessor())))
+    data = validated_on("march.png", mode)
+    module = SimpleNamespace(
+        post_processor=fitted(UnclampedPostProcessor()), threshold_images=ThresholdImages.of_data(data)
+    )
+    decision = Decision.of(trainer(data), module)
     assert said in decision.origin
     assert decision.optimistic == bool(said) == bool(decision.origin)
+    # What is tested now says nothing about thresholds of other images.
+    later = Decision.of(trainer(validated_on("june.png", "same_as_test")), module)
+    assert not later.optimistic
+    assert bool(later.origin) == bool(said)
+    assert "tested here" not in later.origin
+
+
+def validated_on(image: str, mode: str) -> Folder:
+    data = Folder("name", root=".", normal_dir="good", val_split_mode=mode)
+    data.val_data = SimpleNamespace(samples={"image_path": [image]})
+    return data

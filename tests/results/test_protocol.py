@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from torch import nn
+from torchvision.transforms.v2 import CenterCrop
 
 from kd_multiresolution import EvaluationAfterConvergence, KdMultiresolution, KdMultiresolutionDual
 from kd_multiresolution.results.protocol import RESULT_FILE, read_coverage
@@ -272,6 +273,26 @@ def test_masks_are_resized_like_the_images_and_left_fractional(pictures: Path) -
             # 18 of 50 pixels in each direction, and the border pixels of the smaller image are covered in part.
             assert float(covered.mean()) == pytest.approx((18 / 50) ** 2, rel=0.1)
             assert ((covered > 0) & (covered < 1)).any()
+
+
+@pytest.mark.parametrize("defect", [1, 255])
+def test_a_mask_is_what_is_above_zero(defect: int, tmp_path: Path) -> None:
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:6, 2:6] = defect
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    batch = ImageBatch(
+        image=torch.rand(1, 3, 8, 8), image_path=["1.png"], gt_label=torch.tensor([1]), gt_mask=torch.tensor(mask)[None]
+    )  # fmt: skip
+    coverage = read_coverage(batch, {"1.png": str(tmp_path / "mask.png")}, None)
+    assert torch.equal(coverage[0], torch.tensor(mask > 0).float())
+
+
+def test_augmented_images_have_no_coverage(pictures: Path, tmp_path: Path) -> None:
+    evaluation = EvaluationAfterConvergence()
+    data = Folder(**settings(pictures), test_augmentations=CenterCrop(40))
+    engine = Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu", callbacks=[evaluation], max_epochs=1)
+    engine.fit(model(), datamodule=data)
+    assert set(evaluation.values) == METRICS - {"pixel_AUROC_anomalous"}
 
 
 def test_masks_without_a_file_have_no_coverage() -> None:

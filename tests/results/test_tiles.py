@@ -15,6 +15,12 @@ def tile(side: int, seed: int = 0) -> Tile:
     return pictured(Image.fromarray(pixels), torch.rand(side, side, generator=torch.Generator().manual_seed(seed)))
 
 
+def test_a_very_wide_picture_has_what_webp_can_hold() -> None:
+    wide = pictured(Image.new("L", (25_600, 10)), torch.rand(4, 4))
+    with Image.open(io.BytesIO(wide.picture)) as picture:
+        assert picture.size == (wide.width, wide.height) == (16_383, 6)
+
+
 def test_what_fits_stays_as_it_is() -> None:
     tiles = [tile(64, seed) for seed in range(3)]
     assert fit(tiles, sum(one.length for one in tiles)) == tiles

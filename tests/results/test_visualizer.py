@@ -10,6 +10,7 @@ from anomalib.engine import Engine
 from PIL import Image
 
 from kd_multiresolution import KdMultiresolution, ThresholdVisualizer
+from kd_multiresolution.results.visualizer import FrameVisualizer
 from tests.data.generated import write_noise_folders
 
 SIZE = (32, 32)
@@ -64,6 +65,18 @@ def test_files_of_a_test_run(tmp_path: Path) -> None:
             assert width * drawn.height == pytest.approx(SIZE[0] * SIZE[1], rel=0.05)
             expected = pixels(picture.resize((width, drawn.height)))
         assert np.abs(pixels(drawn)[:, :width] - expected).mean() < 2
+
+
+def test_what_a_format_cannot_hold_is_a_png(tmp_path: Path) -> None:
+    Image.new("RGB", (9000, 8)).save(tmp_path / "wide.webp")
+    visualizer = FrameVisualizer(as_large_as_file=True, output_dir=tmp_path / "drawn")
+    model = KdMultiresolution("small_vgg", image_size=32, visualizer=visualizer)
+    Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu").predict(model, data_path=tmp_path / "wide.webp")
+    (file,) = (path for path in (tmp_path / "drawn").rglob("*") if path.is_file())
+    assert file.name == "wide.webp.png"
+    with Image.open(file) as drawn:
+        assert drawn.format == "PNG"
+        assert drawn.width > 16_383
 
 
 @pytest.mark.parametrize("arguments", [{"anomaly_map": None}, {"post_processor": False}])

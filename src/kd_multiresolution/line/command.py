@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from jsonargparse import ArgumentParser
 
 from kd_multiresolution.line.threshold import set_threshold
+from kd_multiresolution.plugin.image_files import READING_ERRORS
 
 
 def parser() -> ArgumentParser:
@@ -24,6 +25,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = program.parse_args(arguments)
     try:
         change = set_threshold(**given.as_dict())
-    except (ValueError, OSError) as error:
+    except (ValueError, *READING_ERRORS) as error:
         program.exit(2, f"{program.prog}: {error}\n")
     sys.stdout.write(f"{change}\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, cast
 from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
@@ -30,6 +31,7 @@ from kd_multiresolution.plugin.learnt import LearntNormals
 from kd_multiresolution.plugin.pictures import picture_statistics
 from kd_multiresolution.plugin.post_processor import RankEvaluator
 from kd_multiresolution.plugin.region import RegionOfInterest, marked_within, read_region
+from kd_multiresolution.plugin.threshold_images import ThresholdImages
 from kd_multiresolution.plugin.tiling import check_tiler, described, in_tiles, restored
 from kd_multiresolution.source.network import Source
 from kd_multiresolution.source.weights import are_weights_following, weights_follow
@@ -46,6 +48,7 @@ class PluginModule(ExplainedExport):
     Attributes:
         learnt: what normal images were like in training.
         threshold_origin: what a threshold that was set again was told from, in a sentence; empty: its training set it.
+        threshold_images: the validation images that a threshold was told from otherwise, if there are any.
         checkpoint_file: the file of these weights, if they were loaded from one or their training has written one.
         region_size: height and width of the image files that a mask of what is judged was drawn on, if there is one.
     """
@@ -55,6 +58,7 @@ class PluginModule(ExplainedExport):
     _loaded_tiler: Any = None
     learnt = LearntNormals()
     threshold_origin = ""
+    threshold_images = ThresholdImages()
     checkpoint_file = ""
     region_size: tuple[int, int] | None = None
 
@@ -175,6 +179,15 @@ class PluginModule(ExplainedExport):
         """Say which source it is; thresholds will be this training's."""
         logger.info("%s.", self.source)
         self.threshold_origin = self.checkpoint_file = ""
+        validation: Any = self.trainer.fit_loop.epoch_loop.val_loop
+        self.threshold_images = ThresholdImages.of_data(validation._data_source.instance)
+
+    def on_validation_start(self) -> None:
+        """Know whose thresholds a validation beside a training fits."""
+        if self.trainer.state.fn == TrainerFn.VALIDATING:
+            self.threshold_origin = ""
+            validation: Any = self.trainer.validate_loop
+            self.threshold_images = ThresholdImages.of_data(validation._data_source.instance)
 
     def on_fit_end(self) -> None:
         """Note which file has the weights, if there is one."""
@@ -232,6 +245,7 @@ class PluginModule(ExplainedExport):
         own = {
             "learnt": self.learnt.entry(),
             "threshold_origin": self.threshold_origin,
+            "threshold_images": asdict(self.threshold_images),
             "region_size": self.region_size,
             "tiler": described(self._torch_model.tiler),
         }
@@ -248,6 +262,7 @@ class PluginModule(ExplainedExport):
         entry = checkpoint.get(KEY) or {}
         self.learnt = LearntNormals.of_entry(entry.get("learnt"))
         self.threshold_origin = entry.get("threshold_origin", "")
+        self.threshold_images = ThresholdImages.of_entry(entry.get("threshold_images"))
         self._load_region(checkpoint["state_dict"].get("model.source.region"), entry.get("region_size"))
         self.checkpoint_entry.warn_of_other_images(checkpoint, self)
         self._load_tiler(checkpoint)

@@ -5,12 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import ValSplitMode
 from lightning.pytorch import LightningModule, Trainer
 
 from kd_multiresolution.plugin.post_processor import FalseAlarmPostProcessor, UnclampedPostProcessor
+from kd_multiresolution.plugin.threshold_images import ThresholdImages
 from kd_multiresolution.results.judged import MIDDLE, Scale
+
+SPLITS = {
+    ValSplitMode.SAME_AS_TEST.value: "the images that were tested there",
+    ValSplitMode.FROM_TEST.value: "a part of the test folders",
+    ValSplitMode.FROM_TRAIN.value: "a part of the training folder",
+    ValSplitMode.SYNTHETIC.value: "synthetic defects on images of the training folder",
+}
+"""Where validation images come from, in words."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +71,13 @@ def _origin(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         return {"origin": said, "optimistic": True}
     loop = trainer.predict_loop if trainer.predicting else trainer.test_loop
     data = loop._data_source.instance  # trainer.datamodule may be that of an earlier run
-    mode = data.val_split_mode if isinstance(data, AnomalibDataModule) else None
-    said = {
-        ValSplitMode.SAME_AS_TEST: "The images that are tested here are also those that thresholds are told from",
-        ValSplitMode.FROM_TEST: "Thresholds are told from a part of the test folders, taken in the same session",
-        ValSplitMode.FROM_TRAIN: "Thresholds are told from a part of the training folder, taken in the same session",
-        ValSplitMode.SYNTHETIC: "Thresholds are told from synthetic defects on images of the training folder",
-    }.get(mode or ValSplitMode.NONE, "")
-    return {"origin": said, "optimistic": bool(said)}
+    images: ThresholdImages = getattr(pl_module, "threshold_images", ThresholdImages())
+    if images.split not in SPLITS:
+        return {}
+    if images != ThresholdImages.of_data(data):
+        return {"origin": f"Thresholds were told in an earlier run, from {SPLITS[images.split]}"}
+    if images.split == ValSplitMode.SAME_AS_TEST:
+        said = "The images that are tested here are also those that thresholds are told from"
+    else:
+        said = f"Thresholds are told from {SPLITS[images.split]}, taken in the same session"
+    return {"origin": said, "optimistic": True}

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import Compose, Normalize, Transform
-from torchvision.transforms.v2.functional import to_dtype, to_image
+from torchvision.transforms.v2.functional import to_image
 
 from kd_multiresolution.plugin.image_files import ImageFileCheck
 from kd_multiresolution.results.raw_metrics import Predictions, check_both_kinds, raw_metrics
@@ -44,6 +44,8 @@ class EvaluationAfterConvergence(ConvergenceStopping):
     ``evaluation_after_convergence.json`` in the run's folder. A training that has not converged is evaluated after its
     last epochs before ``max_epochs``, as far apart; whatever else ends a training, its last epoch is evaluated. The
     file says after which epochs, and whether the loss had converged.
+
+    ``pixel_AUROC_anomalous`` is left out where test images are augmented, since it is told from mask files.
 
     Training is not disturbed: random numbers, modes and weights are as found.
 
@@ -155,9 +157,11 @@ class EvaluationAfterConvergence(ConvergenceStopping):
         # Not the batch's: anomalib drops the paths of a batch whose first image is normal.
         mask_files = {i: m for i, m in zip(samples["image_path"], samples["mask_path"], strict=True) if m}
         predictions: dict[str, list[Predictions]] = {prefix: [] for prefix in models}
+        changed = datamodule.test_augmentations is not None
         with evaluation_mode(models.values()):
             for index, on_host in enumerate(datamodule.test_dataloader()):
-                coverage = read_coverage(on_host, mask_files, pl_module.pre_processor)
+                # What the data module itself has done to the images is not done to the mask files.
+                coverage = None if changed else read_coverage(on_host, mask_files, pl_module.pre_processor)
                 batch: ImageBatch = trainer.strategy.batch_to_device(on_host)
                 if isinstance(pl_module.pre_processor, Callback):
                     pl_module.pre_processor.on_test_batch_start(trainer, pl_module, batch, index)
@@ -234,7 +238,8 @@ def read_coverage(batch: ImageBatch, mask_files: Mapping[str, str], pre_processo
             mask = tv_tensors.Image(torch.zeros(1, *image.shape[-2:]))
         elif mask_file := mask_files.get(path):
             with Image.open(mask_file) as file:
-                mask = to_dtype(to_image(file.convert("L")), torch.float32, scale=True)
+                # Whatever is above zero belongs to the mask, as anomalib reads it.
+                mask = tv_tensors.Image((to_image(file.convert("L")) > 0).float())
         else:
             return None
         coverage.append(resize(mask).as_subclass(Tensor)[0])
@@ -249,7 +254,7 @@ def _geometry(transform: Transform | None) -> nn.Module:
 def _predictions(output: InferenceBatch, batch: Any, coverage: Tensor | None) -> Predictions:
     has_masks = batch.gt_mask is not None  # maps that nothing is compared with would only fill the memory
     return Predictions(
-        scores=output.pred_score.detach().cpu().flatten(),
+        scores=cast("Tensor", output.pred_score).detach().cpu().flatten(),
         labels=batch.gt_label.cpu().int(),
         maps=output.anomaly_map.detach().cpu() if has_masks and output.anomaly_map is not None else None,
         masks=batch.gt_mask.as_subclass(Tensor).cpu().bool() if has_masks else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from kd_multiresolution.results.judged import MIDDLE, JudgedRun, Scale
 
 SMALLEST_TEXT, MARGIN = 8, 10  # pixels
 OWN_RANGE = "raw, in its own range"
+MOST = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # pixels per side; a larger picture is a PNG
 
 
 class FrameVisualizer(ImageVisualizer):
@@ -104,8 +106,10 @@ class FrameVisualizer(ImageVisualizer):
             path = getattr(item, "image_path", None)
             name = self.run.names(path) if path else f"{dataloader_idx}_{batch_idx:05d}_{number:03d}.png"
             if (drawn := self.draw(item)) is not None:
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                drawn.save(folder / name)
+                most = MOST.get(Path(name).suffix.lower(), math.inf)
+                file = folder / (name if max(drawn.size) <= most else f"{name}.png")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                drawn.save(file)
 
     def _seen(self, item: ImageItem) -> Image.Image:
         size = None if self.as_large_as_file else self.field_size
