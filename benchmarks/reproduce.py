@@ -157,7 +157,12 @@ def parser() -> argparse.ArgumentParser:
     add("--evaluations", type=positive, default=5, help="late epochs to average")
     add("--interval", type=positive, default=10, help="epochs from one evaluation to the next")
     add("--epochs", type=positive, help="upper limit of a training")
-    add("--precision", choices=PRECISIONS, default="32-true", help="of training and scores, as Lightning names it")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default="32-true",
+        help="of training, and of scores without a gradient map",
+    )
     add("--limit", type=positive, help="training images, and test images of either kind, for a short run")
     add("--workers", type=natural, default=0, help="loader processes")
     return parser

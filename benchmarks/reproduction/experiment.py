@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from anomalib.callbacks import ModelCheckpoint
@@ -84,6 +84,18 @@ class Reading(nn.Module):
         return read if read.anomaly_map is None else read._replace(anomaly_map=self.generator(read.anomaly_map))
 
 
+class Kind(NamedTuple):
+    """Arguments of the torch model that one kind of map has."""
+
+    anomaly_map: str | None
+    smooth_grad_as_published: bool
+
+    @classmethod
+    def of(cls, view: View) -> Kind:
+        """Return a view's."""
+        return cls(view.anomaly_map, view.as_published)
+
+
 class ViewsAfterConvergence(EvaluationAfterConvergence):
     """Reads one training in several ways; the metrics' names begin with the view's.
 
@@ -98,10 +110,10 @@ class ViewsAfterConvergence(EvaluationAfterConvergence):
         super().__init__(evaluations=evaluations, interval=interval)
         # The trained model itself is left alone: each kind of map has a copy, whose weights are brought up to date.
         self.copies = {
-            kind: Attributions(KdMultiresolutionModel(**{**arguments, "anomaly_map": kind, "pretrained": False}))
-            for kind in dict.fromkeys(view.anomaly_map for view in views)
+            kind: Attributions(KdMultiresolutionModel(**{**arguments, **kind._asdict(), "pretrained": False}))
+            for kind in dict.fromkeys(map(Kind.of, views))
         }
-        self.readings = {f"{view.name}/": Reading(self.copies[view.anomaly_map], view) for view in views}
+        self.readings = {f"{view.name}/": Reading(self.copies[Kind.of(view)], view) for view in views}
 
     def models(self, pl_module: AnomalibModule) -> Mapping[str, nn.Module]:
         """Return a model per view, with the current weights."""
@@ -217,7 +229,8 @@ def run(
             "scale_channels": settings.scale_channels,
             "score_points": None if settings.score_points is None else list(settings.score_points),
         }
-        model = KdMultiresolution(**arguments, **components)
+        # The model's own limit, too: Lightning's default number of epochs would be taken for no limit at all.
+        model = KdMultiresolution(**arguments, **components, epochs=settings.epochs)
         evaluation = ViewsAfterConvergence(
             settings.views, {**arguments, "source_weights": None}, settings.evaluations, settings.interval
         )
@@ -234,6 +247,7 @@ def run(
             callbacks=[evaluation, _keeping(state, settings.interval)],
             limit_val_batches=0,
             precision=settings.precision,
+            devices=1,  # a step has as many images as the settings say
             enable_progress_bar=sys.stdout.isatty(),
             enable_model_summary=False,
             **length,

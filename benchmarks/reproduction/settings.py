@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from reporting import Record
@@ -17,6 +17,11 @@ class View:
     anomaly_map: str | None = "gradient"  # the model's argument of that name; `None` for scores alone
     sigma: float = 4.0  # the map's Gaussian blur in pixels
     percentile_scale: bool = False  # scale each map by its own 99th percentile, as for the paper's pixel figures
+    as_published: bool = False  # SmoothGrad as the published code has it
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data; what older results lack is there if it was chosen."""
+        return {name: value for name, value in asdict(self).items() if name != "as_published" or value}
 
 
 SCORES = View("scores", anomaly_map=None)
@@ -34,7 +39,9 @@ def united(views: Iterable[View]) -> tuple[View, ...]:
 def attribution_view(method: str) -> View:
     """Return the view of a row of Table 11, such as ``SmoothGrad + Gaussian``."""
     name, plus, _ = method.partition(" + ")
-    return View(method, ATTRIBUTIONS[name], sigma=4.0 if plus else 0.0, percentile_scale=True)
+    kind = ATTRIBUTIONS[name]
+    as_published = kind == "smooth_grad"
+    return View(method, kind, sigma=4.0 if plus else 0.0, percentile_scale=True, as_published=as_published)
 
 
 # Fields that older results lack, and what they mean by it.
@@ -70,12 +77,13 @@ class Settings(Record):
     model: Literal["paper", "dual"] = "paper"  # `dual` has no cloner, terms and value weight to choose
     score_points: tuple[str, ...] | None = None  # those that make up score and map; `None`: the model's own
     scale_channels: bool = False  # whether each channel of the source is brought to a mean square of one
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"  # of training and scores, as Lightning names it
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"  # of training and, without gradients, of scores
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data: the model has an older name, and what older results lack is there if it was chosen."""
         plain = super().as_json()
         plain["variant"] = plain.pop("model")
+        plain["views"] = [view.as_json() for view in self.views]
         return {name: value for name, value in plain.items() if name not in ADDED or value != ADDED[name]}
 
     @classmethod

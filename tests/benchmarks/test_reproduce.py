@@ -22,9 +22,10 @@ from kd_multiresolution.data import BrainMRI
 from kd_multiresolution.data.texture_defects import ensure_written
 from kd_multiresolution.paper.torch_model import ANOMALY_MAPS, KdMultiresolutionModel
 from reporting import in_a_line
+from reproduction import experiment
 from reproduction.experiment import ViewsAfterConvergence, fingerprint, pre_processor, state_file
 from reproduction.results import Results
-from reproduction.settings import MAPS, PAPER_MAPS, SCORES, Settings, View
+from reproduction.settings import MAPS, PAPER_MAPS, SCORES, Settings, View, attribution_view
 from reproduction.tables import PLANS, reproduction
 
 pytestmark = pytest.mark.slow
@@ -138,6 +139,7 @@ def test_views_of_a_map_share_its_gradient(monkeypatch: pytest.MonkeyPatch) -> N
     """Each view has what a model of its own would have, whatever the weights are by now; gradients are taken once."""
     trained = KdMultiresolution("small_vgg", visualizer=False, evaluator=False, post_processor=False)
     views = (*PLANS[4].views, SCORES, View("guided", "guided_backprop", sigma=0.0), View("discrepancy", "discrepancy"))
+    views += (attribution_view("SmoothGrad"), View("smooth", "smooth_grad"))
     arguments: dict[str, Any] = {"source": "small_vgg"}
     evaluation = ViewsAfterConvergence(views, arguments, evaluations=1, interval=1)
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -151,13 +153,16 @@ def test_views_of_a_map_share_its_gradient(monkeypatch: pytest.MonkeyPatch) -> N
                 weight.mul_(1.1)
         taken.clear()
         read = {name: model.eval()(images) for name, model in evaluation.models(trained).items()}
-        assert len(taken) == 2
+        once = [model for model in taken if model.anomaly_map != "smooth_grad"]
+        assert len(once) == len({*once}) == 2
+        assert len({*taken}) == 4, "SmoothGrad of either kind"
         for view in views:
             own = KdMultiresolutionModel(
                 **arguments,
                 anomaly_map=view.anomaly_map,
                 sigma=view.sigma,
                 percentile_scale=view.percentile_scale,
+                smooth_grad_as_published=view.as_published,
             ).eval()
             own.load_state_dict(trained.model.state_dict())
             expected, ours = own(images), read[f"{view.name}/"]
@@ -393,6 +398,28 @@ def test_the_dual_model_is_evaluated_at_the_end_of_its_cycle(medical: Path, tmp_
     assert "the dual model" not in (tmp_path / "table_6_32px.md").read_text()
 
 
+def test_what_was_asked_for_is_trained(medical: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning takes 1000 epochs for nothing said, and all GPUs that there are."""
+    given = {}
+
+    class TrainedError(Exception):
+        pass
+
+    class Spy:
+        def __init__(self, **arguments: Any) -> None:
+            given.update(arguments)
+
+        def fit(self, model: KdMultiresolution, **_: Any) -> None:
+            given["epochs"] = model.epochs
+            raise TrainedError
+
+    monkeypatch.setattr(experiment, "Engine", Spy)
+    (cells, _) = reproduction(6, None, ["brain_mri"], {**BASE, "epochs": 1000}).cells.values()
+    with pytest.raises(TrainedError):
+        experiment.run(cells["brain_mri"], None, medical / "brain_mri")
+    assert (given["max_epochs"], given["epochs"], given["devices"]) == (1000, 1000, 1)
+
+
 def test_settings_come_from_the_presets_and_the_case() -> None:
     seven = reproduction(7, None, ["screw"], BASE).cells
     points = {case.method: columns["screw"].critical_points for case, columns in seven.items()}
@@ -523,7 +550,7 @@ def test_what_is_not_the_papers_is_said_and_is_another_training(medical: Path, t
     assert plain[1]["metrics"] != scaled[1]["metrics"]
     text = (tmp_path / "table_6_32px.md").read_text()
     assert "value weight auto; scored at pool3, pool4; each channel of the source in units of" in text
-    assert "Precision of training and scores: bf16-mixed." in text
+    assert "Precision of training: bf16-mixed;" in text
     (checkpoint,) = (tmp_path / "kept").iterdir()
     network = KdMultiresolution.load_from_checkpoint(checkpoint, pretrained=False).model
     assert network.score_points == ("pool3", "pool4")

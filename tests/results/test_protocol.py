@@ -275,6 +275,18 @@ def test_masks_are_resized_like_the_images_and_left_fractional(pictures: Path) -
             assert ((covered > 0) & (covered < 1)).any()
 
 
+def test_a_later_limit_has_its_own_last_epochs(pictures: Path, tmp_path: Path) -> None:
+    engine = fit(model(), pictures, tmp_path / "first", callbacks=[EvaluationAfterConvergence(3, 1)], max_epochs=4)
+    resumed = EvaluationAfterConvergence(3, 1)
+    longer = Engine(
+        default_root_dir=tmp_path / "longer", logger=False, accelerator="cpu", callbacks=[resumed], max_epochs=8
+    )
+    longer.fit(model(), datamodule=Folder(**settings(pictures)), ckpt_path=engine.best_model_path)
+    assert longer.trainer.current_epoch == 8
+    assert resumed.epochs == [6, 7, 8]
+    assert all(len(values) == 3 for values in resumed.values.values())
+
+
 @pytest.mark.parametrize("defect", [1, 255])
 def test_a_mask_is_what_is_above_zero(defect: int, tmp_path: Path) -> None:
     mask = np.zeros((8, 8), np.uint8)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from anomalib.data import Folder, ImageBatch, ImageItem
+from anomalib.data.datasets.image.folder import FolderDataset
 from anomalib.engine import Engine
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -47,6 +48,27 @@ def test_augmented_images_are_read_in_every_epoch(data: Folder, reads: list[str]
     data.train_augmentations = RandomHorizontalFlip()
     fit(data, tmp_path)
     assert len([path for path in reads if "good" in path]) >= 3 * NUM_IMAGES
+
+
+def test_a_data_set_that_reads_for_itself_is_read_in_every_epoch(
+    data: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen = set()
+
+    class Brightened(FolderDataset):
+        """Gives another image each time, of which its augmentations say nothing."""
+
+        def __getitem__(self, index: int) -> ImageItem:
+            item = super().__getitem__(index)
+            item.image = item.image * float(torch.rand(()))
+            seen.add(float(item.image.sum()))
+            return item
+
+    monkeypatch.setattr("anomalib.data.datamodules.image.folder.FolderDataset", Brightened)
+    with caplog.at_level("INFO"):
+        fit(data, tmp_path)
+    assert len(seen) >= 3 * NUM_IMAGES
+    assert "Brightened.__getitem__" in caplog.text
 
 
 class Look(Callback):

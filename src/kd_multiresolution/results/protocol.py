@@ -10,6 +10,7 @@ import json
 import logging
 import statistics
 from collections.abc import Mapping
+from itertools import compress
 from pathlib import Path
 from typing import Any, cast
 
@@ -105,9 +106,16 @@ class EvaluationAfterConvergence(ConvergenceStopping):
         check_both_kinds(int(datamodule.test_data.samples["label_index"].sum()), len(datamodule.test_data), "images")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop a training that is resumed after its last evaluation: what would be learnt now is evaluated nowhere."""
+        """Stop a training that is resumed after its last evaluation: what would be learnt now is evaluated nowhere.
+
+        One that has not converged may have another limit now: evaluations before the old one are forgotten.
+        """
         del pl_module
-        if self.converged_after is not None and len(self.epochs) >= self.evaluations:
+        if self.converged_after is None:
+            due = [self._is_due(epoch, trainer.max_epochs) for epoch in self.epochs]
+            self.epochs = [*compress(self.epochs, due)]
+            self.values = {name: [*compress(values, due)] for name, values in self.values.items()}
+        elif len(self.epochs) >= self.evaluations:
             trainer.should_stop = True
 
     def on_epoch_loss(self, trainer: Trainer) -> None:

@@ -29,6 +29,8 @@ from kd_multiresolution.training.image_memory import RememberedImages, rememberi
 
 logger = logging.getLogger(__name__)
 
+READERS = ("anomalib.", "kd_multiresolution.")  # packages whose data sets give the same image each time
+
 
 class TrainingCache(Callback):
     """Keeps the images of training and validation, and the source's features of them, for the length of one fit.
@@ -200,6 +202,9 @@ def _changing_data(loader: object, pl_module: LightningModule) -> object:
         return None
     if not isinstance(dataset, AnomalibDataset):
         return "a data set that is not anomalib's"
+    reads = next(kind for kind in type(dataset).__mro__ if "__getitem__" in vars(kind))
+    if not reads.__module__.startswith(READERS):
+        return f"{reads.__name__}.__getitem__, which may give another image each time"
     if cast("Any", loader).collate_fn != dataset.collate_fn:
         return "a collate_fn of your own"
     if not dataset.samples.image_path.is_unique:
