@@ -22,6 +22,7 @@ from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual, set_thr
 from kd_multiresolution.line.command import main
 from kd_multiresolution.plugin.checkpoint import KEY
 from kd_multiresolution.plugin.post_processor import FalseAlarmPostProcessor, UnclampedPostProcessor
+from kd_multiresolution.plugin.threshold_images import ThresholdImages
 from tests.data.generated import write_squares
 
 pytestmark = pytest.mark.slow
@@ -139,6 +140,23 @@ def test_a_new_training_forgets_what_its_threshold_was_told_from(
     data = Folder("squares", root=pictures, normal_dir="train", train_batch_size=4, num_workers=0)
     engine(tmp_path, max_epochs=1).fit(model, datamodule=data)
     assert not model.threshold_origin
+
+
+@pytest.mark.parametrize(("kind", "tells"), [("paper", True), ("dual", False)])
+def test_so_does_a_validation_where_thresholds_come_from_validation(
+    kind: str, tells: bool, pictures: Path, tmp_path: Path
+) -> None:
+    set_threshold(trained(kind, pictures, tmp_path), tmp_path / "new.ckpt", threshold=1.0)
+    model = loaded(tmp_path / "new.ckpt")
+    data = Folder(
+        "squares", root=pictures, normal_dir="train", abnormal_dir="defect", normal_test_dir="good", num_workers=0,
+        val_split_mode="same_as_test",
+    )  # fmt: skip
+    assert model.threshold_origin
+    engine(tmp_path).validate(model, datamodule=data)
+    assert bool(model.threshold_origin) != tells
+    assert (model.threshold_images == ThresholdImages.of_data(data)) or not tells
+    assert (float(model.post_processor.image_threshold) == 1.0) != tells
 
 
 def test_what_the_model_holds_later_images_against_are_the_fresh_ones(

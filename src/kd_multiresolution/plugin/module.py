@@ -29,7 +29,7 @@ from kd_multiresolution.plugin.finite import NonFiniteError, checked_predictions
 from kd_multiresolution.plugin.image_files import ImageFileCheck
 from kd_multiresolution.plugin.learnt import LearntNormals
 from kd_multiresolution.plugin.pictures import picture_statistics
-from kd_multiresolution.plugin.post_processor import RankEvaluator
+from kd_multiresolution.plugin.post_processor import FalseAlarmPostProcessor, RankEvaluator
 from kd_multiresolution.plugin.region import RegionOfInterest, marked_within, read_region
 from kd_multiresolution.plugin.threshold_images import ThresholdImages
 from kd_multiresolution.plugin.tiling import check_tiler, described, in_tiles, restored
@@ -183,8 +183,9 @@ class PluginModule(ExplainedExport):
         self.threshold_images = ThresholdImages.of_data(validation._data_source.instance)
 
     def on_validation_start(self) -> None:
-        """Know whose thresholds a validation beside a training fits."""
-        if self.trainer.state.fn == TrainerFn.VALIDATING:
+        """Know from which images a validation of its own tells thresholds."""
+        tells = self.post_processor is not None and not isinstance(self.post_processor, FalseAlarmPostProcessor)
+        if tells and self.trainer.state.fn == TrainerFn.VALIDATING:
             self.threshold_origin = ""
             validation: Any = self.trainer.validate_loop
             self.threshold_images = ThresholdImages.of_data(validation._data_source.instance)
