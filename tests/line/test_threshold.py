@@ -22,7 +22,7 @@ from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual, set_thr
 from kd_multiresolution.line.command import main
 from kd_multiresolution.plugin.checkpoint import KEY
 from kd_multiresolution.plugin.post_processor import FalseAlarmPostProcessor, UnclampedPostProcessor
-from kd_multiresolution.plugin.threshold_images import ThresholdImages
+from kd_multiresolution.plugin.threshold_data import ThresholdData
 from tests.data.generated import write_squares
 
 pytestmark = pytest.mark.slow
@@ -143,19 +143,19 @@ def test_a_new_training_forgets_what_its_threshold_was_told_from(
 
 
 @pytest.mark.parametrize(("kind", "tells"), [("paper", True), ("dual", False)])
-def test_so_does_a_validation_where_thresholds_come_from_validation(
+def test_a_validation_forgets_it_where_it_tells_thresholds(
     kind: str, tells: bool, pictures: Path, tmp_path: Path
 ) -> None:
     set_threshold(trained(kind, pictures, tmp_path), tmp_path / "new.ckpt", threshold=1.0)
     model = loaded(tmp_path / "new.ckpt")
     data = Folder(
-        "squares", root=pictures, normal_dir="train", abnormal_dir="defect", normal_test_dir="good", num_workers=0,
-        val_split_mode="same_as_test",
-    )  # fmt: skip
+        "squares", root=pictures, normal_dir="train", abnormal_dir="defect", num_workers=0, val_split_mode="from_test"
+    )
+    before = model.threshold_data
     assert model.threshold_origin
     engine(tmp_path).validate(model, datamodule=data)
     assert bool(model.threshold_origin) != tells
-    assert (model.threshold_images == ThresholdImages.of_data(data)) or not tells
+    assert model.threshold_data == (ThresholdData.of(data) if tells else before)
     assert (float(model.post_processor.image_threshold) == 1.0) != tells
 
 

@@ -16,10 +16,11 @@ from anomalib.cli.cli import AnomalibCLI
 from anomalib.data import Folder
 from anomalib.engine import Engine
 from anomalib.models import AnomalibModule, Padim
+from torch.utils.data import DataLoader, Subset
 
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual, __version__
 from kd_multiresolution.plugin.checkpoint import KEY
-from kd_multiresolution.plugin.threshold_images import ThresholdImages
+from kd_multiresolution.plugin.threshold_data import ThresholdData
 from kd_multiresolution.results.visualizer import FrameVisualizer
 from kd_multiresolution.source.network import Source
 from tests.data.generated import write_squares
@@ -271,15 +272,31 @@ def test_a_visualizer_that_is_given_is_used_where_the_training_went_without(
     assert isinstance(model_class.load_from_checkpoint(path, visualizer=True).visualizer, FrameVisualizer)
 
 
-def test_a_checkpoint_knows_which_images_its_threshold_was_told_from(
-    checkpoints: dict[str, Path], pictures: Path
+def test_a_checkpoint_knows_which_data_its_threshold_was_told_from(
+    checkpoints: dict[str, Path], pictures: Path, tmp_path: Path
 ) -> None:
     model = KdMultiresolution.load_from_checkpoint(checkpoints["KdMultiresolution"], pretrained=False)
     same = data(pictures)
     same.setup()
-    assert model.threshold_images == ThresholdImages.of_data(same)
-    assert model.threshold_images.split == "same_as_test"
-    assert ThresholdImages.of_entry(None) == ThresholdImages(), "of checkpoints from before"
+    assert model.threshold_data == ThresholdData.of(same)
+    assert model.threshold_data.split == "same_as_test"
+    # A training without validation tells none anew.
+    other = data(write_squares(tmp_path, {"good": 6, "defect": 2}))
+    Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu", limit_val_batches=0).fit(model, datamodule=other)
+    assert model.threshold_data == ThresholdData.of(same)
+
+
+def test_a_data_module_of_ones_own_is_trained_on(pictures: Path, tmp_path: Path) -> None:
+    class Part(Folder):
+        def _setup(self, stage: str | None = None) -> None:
+            super()._setup(stage)
+            self.val_data = Subset(self.train_data, [0, 1])
+
+    own = Part("parts", root=pictures, normal_dir="good", num_workers=0, val_split_mode="none")
+    own.val_dataloader = lambda: DataLoader(own.val_data, 2, collate_fn=own.train_data.collate_fn)
+    model = KdMultiresolution(**SETTINGS)
+    engine(tmp_path).fit(model, datamodule=own)
+    assert model.threshold_data is not None
 
 
 def test_what_a_dual_training_found_stays(checkpoints: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,8 +10,9 @@ from anomalib.data import Folder
 from anomalib.post_processing import MEBinPostProcessor, PostProcessor
 
 from kd_multiresolution.plugin.post_processor import FalseAlarmPostProcessor, UnclampedPostProcessor
-from kd_multiresolution.plugin.threshold_images import ThresholdImages
+from kd_multiresolution.plugin.threshold_data import ThresholdData
 from kd_multiresolution.results.decision import Decision
+from tests.data.generated import write_noise_folders
 
 SCORES = torch.linspace(0, 8, 81, dtype=torch.float64)
 
@@ -90,22 +92,26 @@ def test_a_threshold_that_was_set_again_is_not_optimistic() -> None:
         ("none", ""),
     ],
 )
-def test_validation_images_of_the_test_are_said_to_be_optimistic(mode: str, said: str) -> None:
-    data = validated_on("march.png", mode)
-    module = SimpleNamespace(
-        post_processor=fitted(UnclampedPostProcessor()), threshold_images=ThresholdImages.of_data(data)
-    )
-    decision = Decision.of(trainer(data), module)
-    assert said in decision.origin
-    assert decision.optimistic == bool(said) == bool(decision.origin)
+def test_validation_images_of_the_test_are_said_to_be_optimistic(mode: str, said: str, tmp_path: Path) -> None:
+    march = folder(tmp_path / "march", mode)
+    module = SimpleNamespace(post_processor=fitted(UnclampedPostProcessor()), threshold_data=ThresholdData.of(march))
+    for data in (march, folder(tmp_path / "march", mode)):  # of the second one the split is drawn anew
+        decision = Decision.of(trainer(data), module)
+        assert said in decision.origin
+        assert decision.optimistic == bool(said) == bool(decision.origin)
     # What is tested now says nothing about thresholds of other images.
-    later = Decision.of(trainer(validated_on("june.png", "same_as_test")), module)
+    later = Decision.of(trainer(folder(tmp_path / "june", "same_as_test")), module)
     assert not later.optimistic
-    assert bool(later.origin) == bool(said)
-    assert "tested here" not in later.origin
+    assert ("from other data" in later.origin) == bool(said)
+    # Where nothing is known of them, as of older checkpoints, it does.
+    module.threshold_data = ThresholdData.of_entry(None)
+    older = Decision.of(trainer(march), module)
+    assert older == decision
 
 
-def validated_on(image: str, mode: str) -> Folder:
-    data = Folder("name", root=".", normal_dir="good", val_split_mode=mode)
-    data.val_data = SimpleNamespace(samples={"image_path": [image]})
+def folder(root: Path, mode: str) -> Folder:
+    if not root.exists():
+        write_noise_folders(root, 6)
+    data = Folder("name", root=root, normal_dir="good", abnormal_dir="bad", val_split_mode=mode, num_workers=0)
+    data.setup()
     return data

@@ -47,7 +47,7 @@ class ImageFileCheck(Callback):
             ValueError: if a file holds more than eight bits per channel, or several pictures; the message names it.
         """
         _leave_hidden_files_out(dataset)
-        self._check(_image_files(dataset))
+        self._check(image_files(dataset))
         self._check(_mask_files(dataset), masks=True)
         if isinstance(dataset, SyntheticAnomalyDataset):  # some are written anew, with eight bits and a defect
             self._check(dataset.source_samples.image_path)
@@ -69,7 +69,7 @@ class ImageFileCheck(Callback):
         if not isinstance(exception, READING_ERRORS) or getattr(exception, "errno", None) is not None:
             return
         datasets = [dataset for stage in TrainerFn for dataset in _datasets(trainer, stage)]
-        files = [file for dataset in datasets for file in (*_image_files(dataset), *_mask_files(dataset))]
+        files = [file for dataset in datasets for file in (*image_files(dataset), *_mask_files(dataset))]
         if any(file in str(exception) for file in files):
             return
         for file in files:
@@ -101,7 +101,7 @@ def _leave_hidden_files_out(dataset: object) -> None:
 
     A Mac writes a ``._name.png``, which is no image, beside ``name.png`` on foreign disks and into archives.
     """
-    files = _image_files(dataset)
+    files = image_files(dataset)
     shown = [index for index, file in enumerate(files) if not Path(file).name.startswith(".")]
     if len(shown) in {0, len(files)}:
         return
@@ -133,7 +133,8 @@ def _datasets(trainer: Trainer, stage: str) -> Iterator[object]:
             yield from (getattr(loader, "dataset", None) for loader in (given if isinstance(given, list) else [given]))
 
 
-def _image_files(dataset: object) -> list[str]:
+def image_files(dataset: object) -> list[str]:
+    """Return the paths of the images of one of anomalib's data sets; none of what is something else."""
     if isinstance(dataset, PredictDataset):
         return [*map(str, dataset.image_filenames)]
     return _column(dataset, "image_path")

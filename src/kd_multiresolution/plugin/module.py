@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, cast
 from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
@@ -31,7 +30,7 @@ from kd_multiresolution.plugin.learnt import LearntNormals
 from kd_multiresolution.plugin.pictures import picture_statistics
 from kd_multiresolution.plugin.post_processor import FalseAlarmPostProcessor, RankEvaluator
 from kd_multiresolution.plugin.region import RegionOfInterest, marked_within, read_region
-from kd_multiresolution.plugin.threshold_images import ThresholdImages
+from kd_multiresolution.plugin.threshold_data import ThresholdData
 from kd_multiresolution.plugin.tiling import check_tiler, described, in_tiles, restored
 from kd_multiresolution.source.network import Source
 from kd_multiresolution.source.weights import are_weights_following, weights_follow
@@ -48,7 +47,7 @@ class PluginModule(ExplainedExport):
     Attributes:
         learnt: what normal images were like in training.
         threshold_origin: what a threshold that was set again was told from, in a sentence; empty: its training set it.
-        threshold_images: the validation images that a threshold was told from otherwise, if there are any.
+        threshold_data: the data whose validation images thresholds were told from; ``None``: not known.
         checkpoint_file: the file of these weights, if they were loaded from one or their training has written one.
         region_size: height and width of the image files that a mask of what is judged was drawn on, if there is one.
     """
@@ -58,7 +57,7 @@ class PluginModule(ExplainedExport):
     _loaded_tiler: Any = None
     learnt = LearntNormals()
     threshold_origin = ""
-    threshold_images = ThresholdImages()
+    threshold_data: ThresholdData | None = None
     checkpoint_file = ""
     region_size: tuple[int, int] | None = None
 
@@ -178,17 +177,25 @@ class PluginModule(ExplainedExport):
     def on_fit_start(self) -> None:
         """Say which source it is; thresholds will be this training's."""
         logger.info("%s.", self.source)
-        self.threshold_origin = self.checkpoint_file = ""
-        validation: Any = self.trainer.fit_loop.epoch_loop.val_loop
-        self.threshold_images = ThresholdImages.of_data(validation._data_source.instance)
-
-    def on_validation_start(self) -> None:
-        """Know from which images a validation of its own tells thresholds."""
-        tells = self.post_processor is not None and not isinstance(self.post_processor, FalseAlarmPostProcessor)
-        if tells and self.trainer.state.fn == TrainerFn.VALIDATING:
+        self.checkpoint_file = ""
+        if isinstance(self.post_processor, FalseAlarmPostProcessor):
             self.threshold_origin = ""
-            validation: Any = self.trainer.validate_loop
-            self.threshold_images = ThresholdImages.of_data(validation._data_source.instance)
+        elif self.trainer.enable_validation:
+            self._note_threshold_data(self.trainer.fit_loop.epoch_loop.val_loop)
+
+    def on_validation_end(self) -> None:
+        """Know from which data a validation beside a training has told thresholds."""
+        if self.trainer.state.fn == TrainerFn.VALIDATING:
+            self._note_threshold_data(self.trainer.validate_loop)
+
+    def _note_threshold_data(self, validation: Any) -> None:
+        """Know from which data a validation tells thresholds, if it does."""
+        post_processor = cast("PostProcessor | None", self.post_processor)
+        if post_processor is None or isinstance(post_processor, FalseAlarmPostProcessor):
+            return
+        if post_processor.enable_thresholding:
+            self.threshold_origin = ""
+            self.threshold_data = ThresholdData.of(validation._data_source.instance)
 
     def on_fit_end(self) -> None:
         """Note which file has the weights, if there is one."""
@@ -246,7 +253,7 @@ class PluginModule(ExplainedExport):
         own = {
             "learnt": self.learnt.entry(),
             "threshold_origin": self.threshold_origin,
-            "threshold_images": asdict(self.threshold_images),
+            "threshold_data": None if self.threshold_data is None else self.threshold_data.entry(),
             "region_size": self.region_size,
             "tiler": described(self._torch_model.tiler),
         }
@@ -263,7 +270,7 @@ class PluginModule(ExplainedExport):
         entry = checkpoint.get(KEY) or {}
         self.learnt = LearntNormals.of_entry(entry.get("learnt"))
         self.threshold_origin = entry.get("threshold_origin", "")
-        self.threshold_images = ThresholdImages.of_entry(entry.get("threshold_images"))
+        self.threshold_data = ThresholdData.of_entry(entry.get("threshold_data"))
         self._load_region(checkpoint["state_dict"].get("model.source.region"), entry.get("region_size"))
         self.checkpoint_entry.warn_of_other_images(checkpoint, self)
         self._load_tiler(checkpoint)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import ValSplitMode
 from lightning.pytorch import LightningModule, Trainer
 
 from kd_multiresolution.plugin.post_processor import FalseAlarmPostProcessor, UnclampedPostProcessor
-from kd_multiresolution.plugin.threshold_images import ThresholdImages
+from kd_multiresolution.plugin.threshold_data import ThresholdData
 from kd_multiresolution.results.judged import MIDDLE, Scale
 
 SPLITS = {
-    ValSplitMode.SAME_AS_TEST.value: "the images that were tested there",
+    ValSplitMode.SAME_AS_TEST.value: "the test images",
     ValSplitMode.FROM_TEST.value: "a part of the test folders",
     ValSplitMode.FROM_TRAIN.value: "a part of the training folder",
     ValSplitMode.SYNTHETIC.value: "synthetic defects on images of the training folder",
@@ -71,13 +72,16 @@ def _origin(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         return {"origin": said, "optimistic": True}
     loop = trainer.predict_loop if trainer.predicting else trainer.test_loop
     data = loop._data_source.instance  # trainer.datamodule may be that of an earlier run
-    images: ThresholdImages = getattr(pl_module, "threshold_images", ThresholdImages())
-    if images.split not in SPLITS:
+    if not isinstance(data, AnomalibDataModule):
         return {}
-    if images != ThresholdImages.of_data(data):
-        return {"origin": f"Thresholds were told in an earlier run, from {SPLITS[images.split]}"}
-    if images.split == ValSplitMode.SAME_AS_TEST:
+    # Of a checkpoint that does not say, or of another model, it is taken for the data that are here.
+    told_from = getattr(pl_module, "threshold_data", None) or ThresholdData.of(data)
+    if told_from.split not in SPLITS:
+        return {}
+    if not told_from.is_tested(data):
+        return {"origin": f"Thresholds were told from other data, from {SPLITS[told_from.split]}"}
+    if told_from.split == ValSplitMode.SAME_AS_TEST:
         said = "The images that are tested here are also those that thresholds are told from"
     else:
-        said = f"Thresholds are told from {SPLITS[images.split]}, taken in the same session"
+        said = f"Thresholds are told from {SPLITS[told_from.split]}, taken in the same session"
     return {"origin": said, "optimistic": True}
