@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import get_args
 
 from kd_multiresolution.dual.torch_model import STRIDES, check_dual_image_size
 from kd_multiresolution.paper.presets import BATCH_SIZE
@@ -27,12 +28,12 @@ from reproduction.data import DATASETS
 from reproduction.experiment import fingerprint, run, state_file
 from reproduction.rendering import render
 from reproduction.results import Results
-from reproduction.settings import Settings, View, united
+from reproduction.settings import Precision, Settings, View, united
 from reproduction.tables import PLANS, Reproduction, reproduction
 
 logger = logging.getLogger("reproduce")
 
-PRECISIONS = ("32-true", "bf16-mixed")
+PRECISIONS = get_args(Precision)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

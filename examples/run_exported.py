@@ -17,7 +17,7 @@ import argparse
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -206,12 +206,13 @@ def names(files: Sequence[Path]) -> list[str]:
 
     Images of the same name may lie in different folders, one per kind of defect.
     """
-    found: list[str] = []
+    found: dict[str, str] = {}  # some file systems do not tell small letters from capitals
     for file in files:
         plain = f"{file.resolve().parent.name}_{file.stem}"
-        tries = (f"{plain}_{number}" for number in count(2))
-        found.append(plain if plain not in found else next(name for name in tries if name not in found))
-    return found
+        tries = chain([plain], (f"{plain}_{number}" for number in count(2)))
+        name = next(name for name in tries if name.casefold() not in found)
+        found[name.casefold()] = name
+    return [*found.values()]
 
 
 def judged(
@@ -247,7 +248,7 @@ def judged(
     if region is None:  # what the map covers of the picture is not known
         region, size = WHOLE, (outputs["anomaly_map"].shape[-2], outputs["anomaly_map"].shape[-1])
         found["pixels"] = "of the map: what it covers of the picture does not follow from the note"
-    (name,) = names([file]) if name is None else (name,)
+    name = name or names([file])[0]
     of_map = model.note["map"]
     found["map"] = f"{name}_map.png"
     pixels = grey(outputs["anomaly_map"].squeeze(), 1.0 if of_map["normalized"] else None)
@@ -279,7 +280,7 @@ def check_pictures(size: tuple[int, int], count: int) -> npt.NDArray[np.uint8]:
 def deviation(model: Exported) -> float | None:
     """Return by how much a score at the threshold moves here; ``None``: not known.
 
-    It is held against torch's at the export; where compression has moved the file's own away from it, against those.
+    It is held against torch's at the export; a compressed file's, against what it gave there itself.
     """
     kept, scale = model.note["check"], model.note["score"]
     if kept is None:

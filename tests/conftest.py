@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonargparse import ArgumentParser
 from xdist.scheduler import LoadScopeScheduling
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: one worker per core, one thread per worker, and for the processes that it starts.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-
-from anomalib.cli.cli import AnomalibCLI
-from jsonargparse import ArgumentParser
 
 import tests.small_vgg  # noqa: F401 - a model of timm's from here on
 
@@ -52,6 +50,8 @@ def vectors() -> Path:
 @pytest.fixture(scope="module")
 def anomalib_parser() -> ArgumentParser:
     """Return anomalib's command line, which starts nothing."""
+    from anomalib.cli.cli import AnomalibCLI  # seconds, which most tests do not need
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AnomalibCLI, "before_instantiate_classes", lambda self: None)
         patch.setattr(AnomalibCLI, "instantiate_classes", lambda self: None)

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from reporting import Record
 
+Precision = Literal["32-true", "bf16-mixed"]
+
 
 @dataclass(frozen=True)
 class View:
@@ -77,7 +79,7 @@ class Settings(Record):
     model: Literal["paper", "dual"] = "paper"  # `dual` has no cloner, terms and value weight to choose
     score_points: tuple[str, ...] | None = None  # those that make up score and map; `None`: the model's own
     scale_channels: bool = False  # whether each channel of the source is brought to a mean square of one
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"  # of training and, without gradients, of scores
+    precision: Precision = "32-true"  # of training and, without gradients, of scores
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data: the model has an older name, and what older results lack is there if it was chosen."""

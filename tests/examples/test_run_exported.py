@@ -150,13 +150,13 @@ def test_one_bad_picture_costs_no_other_its_result(
 def test_pictures_of_one_name_have_files_of_their_own(
     paper: tuple[KdMultiresolution, Path], files: list[Path], tmp_path: Path
 ) -> None:
-    pictures = [tmp_path / line / "cam" / "1.png" for line in ("a", "b")]
+    pictures = [tmp_path / line / cam / "1.png" for line, cam in (("a", "cam"), ("b", "cam"), ("c", "CAM"))]
     for picture, file in zip(pictures, files, strict=False):
         picture.parent.mkdir(parents=True)
         picture.write_bytes(file.read_bytes())
     assert run_alone(paper[1], *pictures, "--output", tmp_path / "judged").returncode == 0
     results = json.loads((tmp_path / "judged" / "judged.json").read_text())
-    assert [result["map"] for result in results] == ["cam_1_map.png", "cam_1_2_map.png"]
+    assert [result["map"] for result in results] == ["cam_1_map.png", "cam_1_2_map.png", "CAM_1_3_map.png"]
     written = {file.name for file in (tmp_path / "judged").iterdir()} - {"judged.json"}
     assert written == {result[kind] for result in results for kind in ("map", "mask")}
 

@@ -175,9 +175,10 @@ def test_loaded_model_names_its_source_and_keeps_the_weight_that_auto_found(pict
     assert loaded.model.value_weight == network.model.value_weight
 
 
+@pytest.mark.parametrize("anomaly_map", ["gradient", "smooth_grad"])
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed", "bf16-true"])
-def test_half_precision_scores(pictures: Path, tmp_path: Path, precision: str) -> None:
-    network, reference = model(), model()
+def test_half_precision_scores(pictures: Path, tmp_path: Path, precision: str, anomaly_map: str) -> None:
+    network, reference = (model(anomaly_map=anomaly_map, smooth_grad_samples=2) for _ in range(2))
     half = engine(tmp_path / precision, precision=precision).predict(network, datamodule=data(pictures))
     full = engine(tmp_path / "32").predict(reference, datamodule=data(pictures))
     for ours, theirs in zip(half, full, strict=True):

@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from torch import nn
-from torchvision.transforms.v2 import CenterCrop
+from torchvision.transforms.v2 import CenterCrop, Resize, Transform
 
 from kd_multiresolution import EvaluationAfterConvergence, KdMultiresolution, KdMultiresolutionDual
 from kd_multiresolution.results.protocol import RESULT_FILE, read_coverage
@@ -283,8 +283,9 @@ def test_a_later_limit_has_its_own_last_epochs(pictures: Path, tmp_path: Path) -
     )
     longer.fit(model(), datamodule=Folder(**settings(pictures)), ckpt_path=engine.best_model_path)
     assert longer.trainer.current_epoch == 8
-    assert resumed.epochs == [6, 7, 8]
-    assert all(len(values) == 3 for values in resumed.values.values())
+    written = json.loads((Path(longer.trainer.default_root_dir) / RESULT_FILE).read_text())
+    assert written["evaluated_after"] == [6, 7, 8]
+    assert all(len(found["values"]) == 3 for found in written["metrics"].values())
 
 
 @pytest.mark.parametrize("defect", [1, 255])
@@ -299,12 +300,17 @@ def test_a_mask_is_what_is_above_zero(defect: int, tmp_path: Path) -> None:
     assert torch.equal(coverage[0], torch.tensor(mask > 0).float())
 
 
-def test_augmented_images_have_no_coverage(pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("augmentation", "missing"), [(CenterCrop(40), True), (Resize((SIZE, SIZE)), False)])
+def test_augmented_images_have_no_coverage(
+    augmentation: Transform, missing: bool, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     evaluation = EvaluationAfterConvergence()
-    data = Folder(**settings(pictures), test_augmentations=CenterCrop(40))
+    data = Folder(**settings(pictures), test_augmentations=augmentation)
     engine = Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu", callbacks=[evaluation], max_epochs=1)
-    engine.fit(model(), datamodule=data)
-    assert set(evaluation.values) == METRICS - {"pixel_AUROC_anomalous"}
+    with caplog.at_level("INFO"):
+        engine.fit(model(), datamodule=data)
+    assert set(evaluation.values) == METRICS - ({"pixel_AUROC_anomalous"} if missing else set())
+    assert ("pixel_AUROC_anomalous is left out: CenterCrop" in caplog.text) == missing
 
 
 def test_masks_without_a_file_have_no_coverage() -> None:

@@ -209,7 +209,8 @@ class KdMultiresolutionModel(nn.Module):
         """Return the scores, (N,), and what the pixels contribute to them, (N, C, H, W)."""
         if self.anomaly_map != "smooth_grad":
             return self._gradient(images)
-        with torch.no_grad():
+        # In the precision of the other gradients' scores.
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             scores = self._score(images)
         mean = smooth_grad(
             lambda noisy: self._gradient(noisy)[1],

@@ -22,7 +22,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor, nn
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import Compose, Normalize, Transform
+from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
 from torchvision.transforms.v2.functional import to_image
 
 from kd_multiresolution.plugin.image_files import ImageFileCheck
@@ -46,7 +46,8 @@ class EvaluationAfterConvergence(ConvergenceStopping):
     last epochs before ``max_epochs``, as far apart; whatever else ends a training, its last epoch is evaluated. The
     file says after which epochs, and whether the loss had converged.
 
-    ``pixel_AUROC_anomalous`` is left out where test images are augmented, since it is told from mask files.
+    ``pixel_AUROC_anomalous`` is left out where the data module augments test images: mask files are read without its
+    augmentations.
 
     Training is not disturbed: random numbers, modes and weights are as found.
 
@@ -104,11 +105,13 @@ class EvaluationAfterConvergence(ConvergenceStopping):
             raise ValueError(msg)
         ImageFileCheck().check_dataset(datamodule.test_data)
         check_both_kinds(int(datamodule.test_data.samples["label_index"].sum()), len(datamodule.test_data), "images")
+        if (augmentation := _augmentation(datamodule)) is not None:
+            logger.info("pixel_AUROC_anomalous is left out: %s is not done to mask files.", augmentation)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop a training that is resumed after its last evaluation: what would be learnt now is evaluated nowhere.
 
-        One that has not converged may have another limit now: evaluations before the old one are forgotten.
+        One that has not converged may have another limit now: evaluations that are not of its last epochs are dropped.
         """
         del pl_module
         if self.converged_after is None:
@@ -165,11 +168,11 @@ class EvaluationAfterConvergence(ConvergenceStopping):
         # Not the batch's: anomalib drops the paths of a batch whose first image is normal.
         mask_files = {i: m for i, m in zip(samples["image_path"], samples["mask_path"], strict=True) if m}
         predictions: dict[str, list[Predictions]] = {prefix: [] for prefix in models}
-        changed = datamodule.test_augmentations is not None
+        augmented = _augmentation(datamodule) is not None
         with evaluation_mode(models.values()):
             for index, on_host in enumerate(datamodule.test_dataloader()):
                 # What the data module itself has done to the images is not done to the mask files.
-                coverage = None if changed else read_coverage(on_host, mask_files, pl_module.pre_processor)
+                coverage = None if augmented else read_coverage(on_host, mask_files, pl_module.pre_processor)
                 batch: ImageBatch = trainer.strategy.batch_to_device(on_host)
                 if isinstance(pl_module.pre_processor, Callback):
                     pl_module.pre_processor.on_test_batch_start(trainer, pl_module, batch, index)
@@ -205,6 +208,12 @@ class EvaluationAfterConvergence(ConvergenceStopping):
         if max_epochs is None:
             return False
         return epochs in range(max_epochs, 0, -self.interval)[: self.evaluations]
+
+
+def _augmentation(datamodule: AnomalibDataModule) -> Transform | None:
+    """Return what the data module itself does to test images; anomalib puts the model's size in place of a resize."""
+    own = datamodule.test_augmentations
+    return None if isinstance(own, Resize) else own
 
 
 def _datamodule(trainer: Trainer) -> object:

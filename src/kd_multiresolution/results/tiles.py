@@ -15,7 +15,7 @@ from torch import Tensor
 
 LARGEST, SMALLEST = 512, 32  # pixels per side, of a square picture
 BYTES_PER_PIXEL = 0.2  # about what WebP takes for a texture
-MOST = 16383  # pixels per side that WebP can have
+WEBP_SIDE = 16383  # pixels, the most that the format has
 HEAT_SIDE = 96  # pixels; maps are smooth
 QUALITY, HEAT_QUALITY = 78, 60
 SHRINKING = 0.8
@@ -74,7 +74,7 @@ def pictured(picture: Image.Image, colours: Tensor | None) -> Tile:
         colours: its map, (H, W), in [0, 1], if there is one.
     """
     picture = picture.convert("RGB")
-    picture.thumbnail((MOST, MOST))  # of very wide ones
+    picture.thumbnail((WEBP_SIDE, WEBP_SIDE))  # of very wide ones
     heat = b"" if colours is None else _webp(heat_layer(colours), HEAT_QUALITY)
     return Tile(picture.width, picture.height, _webp(picture, QUALITY), heat)
 

@@ -18,10 +18,11 @@ from torchvision.transforms.v2.functional import to_image
 from kd_multiresolution.plugin.arguments import check_types
 from kd_multiresolution.results.drawing import heat_map, mask, together
 from kd_multiresolution.results.judged import MIDDLE, JudgedRun, Scale
+from kd_multiresolution.results.tiles import WEBP_SIDE
 
 SMALLEST_TEXT, MARGIN = 8, 10  # pixels
 OWN_RANGE = "raw, in its own range"
-MOST = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # pixels per side; a larger picture is a PNG
+LARGEST_SIDE = {".webp": WEBP_SIDE, ".jpg": 65500, ".jpeg": 65500}  # pixels; a larger picture becomes a PNG
 
 
 class FrameVisualizer(ImageVisualizer):
@@ -106,7 +107,7 @@ class FrameVisualizer(ImageVisualizer):
             path = getattr(item, "image_path", None)
             name = self.run.names(path) if path else f"{dataloader_idx}_{batch_idx:05d}_{number:03d}.png"
             if (drawn := self.draw(item)) is not None:
-                most = MOST.get(Path(name).suffix.lower(), math.inf)
+                most = LARGEST_SIDE.get(Path(name).suffix.lower(), math.inf)
                 file = folder / (name if max(drawn.size) <= most else f"{name}.png")
                 file.parent.mkdir(parents=True, exist_ok=True)
                 drawn.save(file)
