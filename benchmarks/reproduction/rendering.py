@@ -196,9 +196,7 @@ def _conditions(table: Reproduction, results: Results) -> list[str]:
     if first.epochs is not None:
         lines.append(f"Training was limited to {first.epochs} epochs.")
     if first.precision != "32-true":
-        lines.append(
-            f"Precision of training: {first.precision}; so are scores, but for those beside gradient maps (32-true)."
-        )
+        lines.append(f"Precision of training: {first.precision}; of scores, too, but for those beside gradient maps.")
     if first.limit is not None:
         lines.append(f"A short run: {first.limit} training images, {first.limit} test images of either kind.")
     return lines
