@@ -84,8 +84,9 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         false_alarm_rate: the fraction of normal images, above 0 and below 0.5, that exceed the normalised score 0.5, as
             told from held-out normal images. Not together with a post-processor of your own.
         cache: ``float32`` or ``float16``: in training read each image once and compute the source's features of it
-            once, kept in that precision; null: in every epoch. Images that augmentation changes are never kept, nor is
-            any where the trainer limits the batches of an epoch.
+            once, kept in that precision; null: in every epoch. Images that augmentation changes are never kept, nor
+            are those that a data set reads by a ``__getitem__`` of your own, nor is any where the trainer limits the
+            batches of an epoch.
         cache_memory: GiB of the training device's memory, a GPU's on a GPU, for images, which may take half of it, and
             features; features that exceed it go into a file that vanishes with the training. The features of up to 64
             held-out images, and of as many out of focus and with painted defects, are held besides: a third of a GiB

@@ -100,8 +100,9 @@ class KdMultiresolution(PluginModule, AnomalibModule):
             takes precedence (unless it is 1000, Lightning's own default), as an upper limit where this is not given.
         learning_rate: Adam's learning rate. Default: 1e-3.
         cache: ``float32`` or ``float16``: in training read each image once and compute the source's features of it
-            once, kept in that precision; null: in every epoch. Images that augmentation changes are never kept, nor is
-            any where the trainer limits the batches of an epoch.
+            once, kept in that precision; null: in every epoch. Images that augmentation changes are never kept, nor
+            are those that a data set reads by a ``__getitem__`` of your own, nor is any where the trainer limits the
+            batches of an epoch.
         cache_memory: GiB of the training device's memory, a GPU's on a GPU, for images, which may take half of it, and
             features; features that exceed it go into a file that vanishes with the training, those of validation images
             into a second one.
