@@ -115,16 +115,19 @@ def markdown(head: Sequence[str], rows: Iterable[Iterable[object]], numbers_from
 
 def positive(text: str) -> int:
     """Return a number of 1 or more."""
-    number = int(text)
-    if number < 1:
-        msg = f"{text}: expected 1 or more."
-        raise argparse.ArgumentTypeError(msg)
-    return number
+    return _whole(text, 1)
 
 
 def natural(text: str) -> int:
     """Return a number of 0 or more."""
-    return 0 if text == "0" else positive(text)
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        msg = f"{text}: expected a whole number, {least} or more."
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
 
 
 def make_folder(argument: str, folder: Path) -> None:

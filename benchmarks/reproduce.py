@@ -57,8 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check = check_dual_image_size if options.model == "dual" else check_image_size
         for settings in wanted:
             check(settings.image_size, source)
+        if options.splits != [0] and all(settings.split is None for settings in wanted):
+            msg = f"--splits={options.splits}: only BrainMRI and HeadCT, Table 6, are split at random. Leave it out."
+            raise ValueError(msg)
         results = Results(options.output / "trainings")
-        todo = [settings for settings in wanted if results.find(settings) is None]
+        todo = [settings for settings in wanted if not is_done(settings, results, options.checkpoints)]
     except (RuntimeError, ValueError) as error:
         raise SystemExit(f"{error}") from error
     make_folder("--output", options.output)
@@ -87,8 +90,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return len(failures)
 
 
+def is_done(settings: Settings, results: Results, checkpoints: Path | None) -> bool:
+    """Whether a training has its result and, where models are to be kept, its model."""
+    stored = results.find(settings)
+    return stored is not None and (checkpoints is None or (checkpoints / f"{stored.stem}.ckpt").exists())
+
+
 def _source(options: argparse.Namespace, seed: int) -> Source:
-    """Return the source of a seed's trainings; only random weights depend on the seed."""
+    """Return the source of a seed's trainings; only random weights depend on the seed.
+
+    Raises:
+        ValueError: if weights are given, and random ones asked for.
+    """
+    if options.source_weights and not options.pretrained:
+        msg = f"--source-weights={options.source_weights}: --no-pretrained asks for random ones. Leave out one of them."
+        raise ValueError(msg)
     points = options.critical_points
     if points is None and options.model == "dual":
         points = levels_of_strides(options.source, STRIDES)
@@ -147,9 +163,7 @@ def parser() -> argparse.ArgumentParser:
     add("--source-weights", type=Path, help="its weight file instead of a download")
     add("--pretrained", action=argparse.BooleanOptionalAction, default=True, help="trained weights, or random ones")
     add("--critical-points", nargs="+", metavar="POINT", help="instead of the model's own")
-    add(
-        "--score-points", nargs="+", metavar="POINT", help="those that make up score and map, instead of the last three"
-    )
+    add("--score-points", nargs="+", metavar="POINT", help="those that make up score and map, instead of the model's")
     add("--scale-channels", action="store_true", help="bring each channel of the source to a mean square of one")
     add("--value-weight", type=value_weight, help="of the value term, or auto, instead of the preset's")
     add("--image-size", type=positive, help="pixels, instead of the preset's size and cut")
@@ -157,7 +171,7 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-size", type=positive, default=BATCH_SIZE, help="images per training step")
     add("--evaluations", type=positive, default=5, help="late epochs to average")
     add("--interval", type=positive, default=10, help="epochs from one evaluation to the next")
-    add("--epochs", type=positive, help="upper limit of a training")
+    add("--epochs", type=positive, help="upper limit of a training, instead of the preset's")
     add(
         "--precision",
         choices=PRECISIONS,
@@ -171,8 +185,10 @@ def parser() -> argparse.ArgumentParser:
 
 def value_weight(text: str) -> float | str:
     """Return a factor of the value term, or ``auto``."""
+    weight: float | str = text
+    with suppress(ValueError):  # `auto`, or what is refused
+        weight = float(text)
     try:
-        weight = text if text == "auto" else float(text)
         checked_value_weight(weight)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
@@ -182,7 +198,7 @@ def value_weight(text: str) -> float | str:
 def seed(text: str) -> int:
     """Return a seed."""
     try:
-        check_seed("seed", number := int(text))
+        check_seed("seed", number := natural(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return number
@@ -203,6 +219,7 @@ def shared_settings(options: argparse.Namespace, source: Source) -> dict[str, ob
         msg = f"{', '.join(given)}: --model=dual has no such parts. Leave out what it has not."
         raise ValueError(msg)
     form = {
+        "epochs": options.epochs,
         "image_size": (options.image_size, options.image_size) if options.image_size else None,
         "imagenet_normalization": options.imagenet_normalization,
         "value_weight": options.value_weight,
@@ -217,7 +234,6 @@ def shared_settings(options: argparse.Namespace, source: Source) -> dict[str, ob
         "critical_points": source.critical_points,
         "scale_channels": options.scale_channels,
         "batch_size": options.batch_size,
-        "epochs": options.epochs,
         "evaluations": options.evaluations if options.model == "paper" else 1,
         "interval": options.interval if options.model == "paper" else 1,
         "limit": options.limit,

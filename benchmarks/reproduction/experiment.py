@@ -31,7 +31,7 @@ from kd_multiresolution import (
 from kd_multiresolution.paper.anomaly_map import AnomalyMapGenerator
 from kd_multiresolution.source.images import normalization_of
 from kd_multiresolution.source.network import Source
-from reporting import environment
+from reporting import environment, in_a_line
 from reproduction.data import data_module
 from reproduction.settings import SCORES, Settings, View
 
@@ -170,7 +170,7 @@ def _epochs_of(state: Path) -> int:
     try:
         return int(torch.load(state, map_location="cpu", weights_only=True)["epoch"]) + 1
     except Exception as error:  # torch raises anything that a broken archive leads it to
-        msg = f"{state}: no state to go on from. Move it away, and its training begins anew. ({error})"
+        msg = f"{state}: no state to go on from. Move it away, and its training begins anew. ({in_a_line(error)})"
         raise RuntimeError(msg) from error
 
 

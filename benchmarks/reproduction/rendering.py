@@ -17,6 +17,10 @@ HEADINGS = {
     "image_AUROC": "AUROC of all test images",
     "pixel_AUROC_anomalous": "AUROC of the pixels of anomalous images, maps scaled and masks fractional as the paper's",
 }
+BESIDE = {
+    "image_F1": "image_F1 is the highest that a threshold reaches.",
+    "maps/pixel_AUROC": "maps/pixel_AUROC and maps/AUPRO are anomalib's: all images, binary masks, maps as they are.",
+}
 OURS = ("ours", "± late epochs", "± seeds", "± splits", "difference", "epochs", "converged")
 
 
@@ -28,6 +32,8 @@ class Cell:
     over_epochs: float | None  # mean standard deviation over the late epochs of a training
     over_seeds: float | None  # standard deviation over seeds, averaged over splits
     over_splits: float | None  # standard deviation over splits, of the means over seeds
+    seeds: int  # how many of a split, at most
+    splits: int  # how many there are; 0 where the data set has its own
     trainings: int  # how many there are
     evaluations: int  # how many late epochs at least
     epochs: int  # to the end of training, the longest
@@ -58,6 +64,8 @@ def measured(results: Results, case: Case, wanted: Settings, metric: str, beside
         over_epochs=_mean([100 * figure["std"] for figure in figures.values() if figure["std"] is not None]),
         over_seeds=_mean([statistics.stdev(seeds) for seeds in by_split.values() if len(seeds) > 1]),
         over_splits=statistics.stdev(means) if len(means) > 1 else None,
+        seeds=max(map(len, by_split.values())),
+        splits=0 if wanted.split is None else len(means),
         trainings=len(figures),
         evaluations=min(len(figure["values"]) for figure in figures.values()),
         epochs=max(result["epochs"] for result in found.values()),
@@ -94,7 +102,7 @@ def render(table: Reproduction, results: Results, failures: Mapping[str, str]) -
         lines += ["", "Other methods, as the paper has them: " + ", ".join(map(_summary, competitors)) + "."]
     if published.notes:
         lines += ["", "About the published figures:", "", *(f"- {note}" for note in published.notes)]
-    return "\n".join([*lines, "", *_conditions(table, results)]) + "\n"
+    return "\n".join([*lines, "", *_conditions(table)]) + "\n"
 
 
 def _section(table: Reproduction, case: Case, results: Results) -> list[str]:
@@ -149,16 +157,20 @@ def _means(row: Row, ours: Mapping[str, float], figures: Mapping[str, float | No
 
 
 def _ours(cell: Cell, theirs: float | None, model: str) -> list[str]:
-    late, converged = f"{_number(cell.over_epochs)} ({cell.evaluations})", f"{cell.converged} of {cell.trainings}"
+    late, converged = _spread(cell.over_epochs, cell.evaluations), f"{cell.converged} of {cell.trainings}"
     if model == "dual":  # its training ends with its cycle
         late = converged = "–"
-    spreads = [late, _number(cell.over_seeds), _number(cell.over_splits)]
+    spreads = [late, _spread(cell.over_seeds, cell.seeds), _spread(cell.over_splits, cell.splits)]
     state = [str(cell.epochs), converged]
     return [_number(cell.mean), *spreads, _difference(cell.mean, theirs), *state, *map(_number, cell.beside.values())]
 
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
+
+
+def _spread(deviation: float | None, count: int) -> str:
+    return f"{_number(deviation)} ({count})" if count else "–"
 
 
 def _difference(ours: float, theirs: float | None) -> str:
@@ -170,29 +182,24 @@ def _summary(row: Row) -> str:
     return f"{row.method} {figure}"
 
 
-def _conditions(table: Reproduction, results: Results) -> list[str]:
+def _conditions(table: Reproduction) -> list[str]:
     """Return under which conditions the figures stand."""
     every = [settings for columns in table.cells.values() for settings in columns.values()]
     first = every[0]
     size = " x ".join(map(str, first.image_size))
     weights = first.weights or ("published weights" if first.pretrained else "random weights")
     evaluated = (
-        f"figures are means over up to {first.evaluations} late epochs, {first.interval} apart, never of a best one, "
-        "in brackets how many."
-        if first.model == "paper"
-        else "figures are those after the last epoch."
+        f"figures are means over up to {first.evaluations} late epochs, {first.interval} apart, never of a best one."
+        if first.evaluations > 1
+        else "figures are of one evaluation, after the last epoch."
     )
     lines = [
         f"Source {first.source} ({weights}, SHA-256 {first.weights_sha256[:12]}), images of {size} pixels, "
         f"{'with' if first.imagenet_normalization else 'without'} the source's normalisation, batches of "
-        f"{first.batch_size}; {evaluated} Each ± is a sample standard deviation over what it is named after."
+        f"{first.batch_size}; {evaluated} Each ± is a sample standard deviation over what it is named after, in "
+        "brackets how many there are."
     ]
-    repeated = {settings.repeated for settings in every}
-    found = [stored for stored, _ in results if stored.repeated in repeated]
-    splits = {stored.split for stored in found if stored.split is not None}
-    for name, numbers in (("Seeds", {stored.seed for stored in found}), ("Splits", splits)):
-        if numbers:
-            lines.append(f"{name}: {', '.join(map(str, sorted(numbers)))}.")
+    lines += [BESIDE[name] for name in table.plan.beside if name in BESIDE]
     if first.epochs is not None:
         lines.append(f"Training was limited to {first.epochs} epochs.")
     if first.precision != "32-true":

@@ -36,11 +36,11 @@ class Results:
                 raise ValueError(msg) from error
             yield settings, result
 
-    def find(self, settings: Settings) -> dict[str, Any] | None:
-        """Return the result of a training with these settings that was read in these ways at least, or ``None``."""
-        for stored, result in self:
+    def find(self, settings: Settings) -> Settings | None:
+        """Return what is stored of a training with these settings that was read in these ways at least, or ``None``."""
+        for stored, _ in self:
             if stored.training == settings.training and covers(stored, settings):
-                return result
+                return stored
         return None
 
     def write(self, settings: Settings, result: dict[str, Any]) -> Path:

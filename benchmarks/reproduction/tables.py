@@ -151,7 +151,11 @@ def reproduction(
     if plan.per_column and dataset is not None:
         columns = (dataset,)
     if classes is not None:
-        columns = tuple(columns[find_class(name, columns)] for name in classes)
+        try:
+            columns = tuple(columns[find_class(name, columns)] for name in classes)
+        except ValueError as error:
+            msg = f"--classes of Table {number}: {error}"
+            raise ValueError(msg) from error
     missing = {case.method: reason for case in plan.cases if (reason := _missing(case.last_points, base)) is not None}
     cases = [case for case in plan.cases if case.method not in missing]
     measured = tuple(case.method for case in cases if rows is None or case.method in rows)
@@ -190,6 +194,7 @@ def _settings(case: Case, dataset: str, column: str, views: tuple[View, ...], ba
         "resize": preset.resize,
         "imagenet_normalization": preset.imagenet_normalization,
         "value_weight": preset.value_weight,
+        "epochs": preset.epochs if base["model"] == "paper" else None,
         **base,
     }
     if "image_size" in base:

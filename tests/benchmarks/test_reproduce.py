@@ -234,7 +234,8 @@ def test_missing_weights_are_said_before_anything_starts(tmp_path: Path) -> None
 def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
     for arguments, message in (
         (["--table", "3", "--dataset", "mnist"], "Table 3 takes mvtec"),
-        (["--table", "3", "--classes", "cow"], "0 bottle, 1 hazelnut"),
+        (["--table", "3", "--classes", "cow"], "--classes of Table 3: .*'cow': .* 0 bottle, 1 hazelnut"),
+        (["--table", "3", "--splits", "0", "1"], r"--splits=\[0, 1\]: only BrainMRI and HeadCT"),
         (["--table", "3", "--model", "dual", "--image-size", "16"], "needs images of at least 32 pixels"),
         (["--table", "9", "--model", "dual"], "--table=9: .* Tables 2, 3, 5, 6 can"),
         (["--table", "9", "--rows", "Dir Loss", "Direction"], "--rows='Direction': expected some of .*'Dir Loss'"),
@@ -442,6 +443,13 @@ def test_settings_come_from_the_presets_and_the_case() -> None:
     assert Settings.from_json(cifar["cat"].as_json()) == cifar["cat"]
 
 
+def test_the_limit_of_a_training_is_the_presets() -> None:
+    paper = {name: value for name, value in BASE.items() if name != "epochs"}
+    for base, expected in ((paper, 201), ({**BASE, "epochs": 7}, 7), ({**paper, "model": "dual"}, None)):
+        (cells,) = reproduction(2, "cifar10", ["cat"], base).cells.values()
+        assert cells["cat"].epochs == expected
+
+
 def test_cifar10_is_cut_as_in_its_configuration() -> None:
     (cells,) = reproduction(2, "cifar10", ["cat"], {**BASE, "source": "vgg16.tv_in1k"}).cells.values()
     arguments = ["fit", "--config", str(CONFIGS / "cifar10.yaml"), "--model.pretrained", "false"]
@@ -484,10 +492,13 @@ def test_a_result_with_more_views_will_do(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--image-size", "30"], "multiples of 32"),
-        (["--image-size", "0"], "expected 1 or more"),
-        (["--seeds", "-1"], "expected a seed, 0 to"),
-        (["--splits", "-1"], "expected a seed, 0 to"),
-        (["--workers", "-1"], "expected 1 or more"),
+        (["--image-size", "0"], "--image-size: 0: expected a whole number, 1 or more"),
+        (["--epochs", "1.5"], "--epochs: 1.5: expected a whole number, 1 or more"),
+        (["--seeds", "-1"], "--seeds: -1: expected a whole number, 0 or more"),
+        (["--splits", "4294967296"], "expected a seed, 0 to"),
+        (["--workers", "-1"], "--workers: -1: expected a whole number, 0 or more"),
+        (["--value-weight", "large"], "value_weight='large': expected a number above 0, or 'auto'"),
+        (["--no-pretrained", "--source-weights", "some.safetensors"], "asks for random ones. Leave out one of them"),
         (["--dataset", "head_ct", "--classes", "brain_mri"], "expected one of head_ct|0 head_ct"),
     ],
 )
@@ -518,6 +529,18 @@ def test_models_of_different_trainings_have_different_files(mvtec: Path, tmp_pat
     names = {path.stem for path in (tmp_path / "kept").iterdir()}
     assert names == {path.stem for path in (tmp_path / "trainings").iterdir()}
     assert len(names) == 3
+
+
+def test_a_model_that_is_to_be_kept_and_is_not_is_trained(medical: Path, tmp_path: Path) -> None:
+    options, kept = ["--dataset", "brain_mri"], tmp_path / "kept"
+    for more in ([], ["--checkpoints", str(kept)]):
+        assert reproduce_table(6, medical, tmp_path, *options, *more) == 0
+    ((settings, _),) = Results(tmp_path / "trainings")
+    (model,) = kept.iterdir()
+    assert model.name == f"{settings.stem}.ckpt"
+    modified = model.stat().st_mtime_ns
+    assert reproduce_table(6, medical, tmp_path, *options, "--checkpoints", str(kept)) == 0
+    assert model.stat().st_mtime_ns == modified
 
 
 def test_the_reason_of_a_failure_is_kept(medical: Path, tmp_path: Path) -> None:

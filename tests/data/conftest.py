@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,21 +12,6 @@ from anomalib.engine import Engine
 from anomalib.models import Padim
 
 from tests.data.generated import write_idx, write_image
-
-SHARED = Path(os.environ.get("KD_SHARED", Path(__file__).parents[3] / "shared"))
-
-
-@pytest.fixture
-def shared_data() -> Callable[[str], Path]:
-    """The path of a data set by its name; skips where it is absent."""
-
-    def find(name: str) -> Path:
-        path = SHARED / "data" / name
-        if not path.exists():
-            pytest.skip(f"needs data/{name} in {SHARED} (set KD_SHARED to the folder that has it)")
-        return path
-
-    return find
 
 
 @pytest.fixture

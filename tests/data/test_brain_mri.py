@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kd_multiresolution.data import BrainMRI
+from tests.conftest import shared_path
 from tests.data.generated import write_image
 
 
@@ -75,8 +76,8 @@ def test_what_is_missing_is_named(root: Path) -> None:
         BrainMRI(root=root).setup()
 
 
-def test_published_images_have_the_papers_counts_and_can_all_be_read(shared_data: Callable[[str], Path]) -> None:
-    datamodule = BrainMRI(root=shared_data("brain_mri"))
+def test_published_images_have_the_papers_counts_and_can_all_be_read() -> None:
+    datamodule = BrainMRI(root=shared_path("data/brain_mri"))
     datamodule.setup()
     assert (len(datamodule.train_data), len(datamodule.test_data)) == (88, 165)
     assert int(datamodule.test_data.samples.label_index.sum()) == 155

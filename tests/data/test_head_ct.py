@@ -8,6 +8,7 @@ import torch
 from torchvision.transforms.v2 import Compose, RandomAffine, Resize
 
 from kd_multiresolution.data import HeadCT
+from tests.conftest import shared_path
 from tests.data.generated import write_image
 
 # As published: the second column's name has a leading blank.
@@ -75,8 +76,8 @@ def test_a_table_that_is_something_else_is_refused(root: Path, text: str) -> Non
         HeadCT(root=root).setup()
 
 
-def test_published_images_have_the_papers_counts_and_can_all_be_read(shared_data: Callable[[str], Path]) -> None:
-    datamodule = HeadCT(root=shared_data("head_ct"))
+def test_published_images_have_the_papers_counts_and_can_all_be_read() -> None:
+    datamodule = HeadCT(root=shared_path("data/head_ct"))
     datamodule.setup()
     assert (len(datamodule.train_data), len(datamodule.test_data)) == (90, 110)
     assert int(datamodule.test_data.samples.label_index.sum()) == 100

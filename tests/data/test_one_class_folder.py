@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kd_multiresolution.data import OneClassFolder
+from tests.conftest import shared_path
 from tests.data.generated import write_image
 
 
@@ -96,8 +97,8 @@ def test_what_is_missing_is_named(class_folder: Path) -> None:
         OneClassFolder(root=class_folder, normal_class="cat").setup()
 
 
-def test_cifar10_as_files(shared_data: Callable[[str], Path]) -> None:
-    datamodule = OneClassFolder(root=shared_data("cifar10_jpg"), normal_class="horse")
+def test_cifar10_as_files() -> None:
+    datamodule = OneClassFolder(root=shared_path("data/cifar10_jpg"), normal_class="horse")
     datamodule.setup()
     assert (len(datamodule.train_data), len(datamodule.test_data)) == (1000, 5000)
     assert int((datamodule.test_data.samples.label_index == 0).sum()) == 500

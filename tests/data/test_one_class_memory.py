@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import Resize
 
 from kd_multiresolution.data import OneClassCIFAR10, OneClassFashionMNIST, OneClassMNIST
 from kd_multiresolution.data.torchvision_sets import read_idx
+from tests.conftest import shared_path
 from tests.data.generated import write_idx
 
 
@@ -152,8 +153,8 @@ def test_damaged_cifar10_is_named(cifar_root: Path) -> None:
         OneClassCIFAR10(root=cifar_root).setup()
 
 
-def test_mnist_digit_three_has_the_papers_counts(shared_data: Callable[[str], Path]) -> None:
-    root = shared_data("MNIST/raw").parents[1]
+def test_mnist_digit_three_has_the_papers_counts() -> None:
+    root = shared_path("data/MNIST/raw").parents[1]
     datamodule = OneClassMNIST(root=root, normal_class=3)
     datamodule.prepare_data()
     datamodule.setup()
