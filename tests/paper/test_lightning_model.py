@@ -12,12 +12,14 @@ import pytest
 import torch
 from anomalib.data import Folder
 from anomalib.engine import Engine
+from anomalib.metrics import AUROC, Evaluator
 from anomalib.pre_processing import PreProcessor
 from lightning import seed_everything
 from sklearn.metrics import roc_auc_score
 from torchvision.transforms.v2 import Resize
 
 from kd_multiresolution import ConvergenceStopping, KdMultiresolution
+from kd_multiresolution.plugin.post_processor import RankEvaluator
 from tests.data.generated import write_squares
 
 
@@ -164,6 +166,24 @@ def test_printed_auroc_is_that_of_the_raw_scores(pictures: Path, tmp_path: Path)
     assert engine(tmp_path / "raw").test(unprocessed, datamodule=data(pictures))[0]["image_AUROC"] == expected
     predictions = engine(tmp_path / "raw").predict(unprocessed, datamodule=data(pictures))
     assert [score for batch in predictions for score in batch.pred_score.tolist()] == pytest.approx(raw)
+
+
+@pytest.mark.parametrize(
+    ("post_processor", "kind", "warned"),
+    [(False, Evaluator, True), (False, RankEvaluator, False), (True, Evaluator, False)],
+)
+def test_an_evaluator_that_misjudges_raw_scores_is_said(
+    post_processor: bool,
+    kind: type[Evaluator],
+    warned: bool,
+    pictures: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    metrics = [AUROC(fields=["pred_score", "gt_label"])]
+    network = model(post_processor=post_processor, evaluator=kind(test_metrics=metrics), anomaly_map=None)
+    engine(tmp_path).test(network, datamodule=data(pictures))
+    assert ("RankEvaluator in its place" in caplog.text) == warned
 
 
 def test_loaded_model_names_its_source_and_keeps_the_weight_that_auto_found(pictures: Path, tmp_path: Path) -> None:

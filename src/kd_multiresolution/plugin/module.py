@@ -137,6 +137,8 @@ class PluginModule(ExplainedExport):
         super().setup(stage)
         if stage == "fit":
             self._check_averaging()
+        elif stage in ("validate", "test"):
+            self._warn_of_raw_scores()
         self.apply_tiler()
 
     def _check_averaging(self) -> None:
@@ -151,6 +153,17 @@ class PluginModule(ExplainedExport):
                     "no thresholds. Use StochasticWeightAveraging, whose averages get thresholds of their own."
                 )
                 raise ValueError(msg)
+
+    def _warn_of_raw_scores(self) -> None:
+        """Say that anomalib's evaluator misjudges raw scores, of which torchmetrics squashes some batches."""
+        post_processor: Any = self.post_processor
+        raw = post_processor is None or not post_processor.enable_normalization
+        if raw and type(self.evaluator) is Evaluator:
+            logger.warning(
+                "evaluator=Evaluator(...) with raw scores: torchmetrics squashes each batch that has one above 1, and "
+                "no other, so that AUROC, AUPR and F1 may be wrong. Take kd_multiresolution.plugin.post_processor."
+                "RankEvaluator in its place, or a post-processor that normalises."
+            )
 
     def apply_tiler(self) -> None:
         """Let the networks see the tiles of the model's ``tiler``, or whole images if it has none.
