@@ -152,7 +152,6 @@ class FeatureCache:
         rows = [feature.permute(0, 2, 3, 1).to(self.dtype) for feature in features]
         levels = [level.flatten().view(level.shape) for level in rows]  # in the layout of their order, whatever it was
         capacity = sum(store.capacity for store in self._stores)
-        seen = some_pixels(images).clone()
         for index, path in enumerate(paths):
             if path in self._rows or len(self._rows) == capacity:
                 continue
@@ -160,7 +159,7 @@ class FeatureCache:
             self._rows[path] = len(self._rows)
             self._stores[store].write(row, [level[index] for level in levels])
             if not self._checked:
-                self._seen[path] = seen[index]
+                self._seen[path] = some_pixels(images[index]).clone()
         return [level.to(self._like) for level in levels]
 
     def _gather(self, rows: Sequence[int]) -> list[Tensor]:
