@@ -13,6 +13,7 @@ import pytest
 import yaml
 from anomalib.cli.cli import AnomalibCLI
 from anomalib.models import AnomalibModule
+from omegaconf import ListConfig
 
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual, KdMultiresolutionModel
 from kd_multiresolution.data import BrainMRI, HeadCT, OneClassCIFAR10, OneClassFolder, RetinalOCT, TextureDefects
@@ -24,11 +25,11 @@ WRONG_TYPE = r"={value}: expected .*, not {type}\."
 
 # By argument: values of another type, and values out of range with what the message must say.
 BOTH: dict[str, tuple[list[Any], list[tuple[Any, str]]]] = {
-    "source": ([None, 3], [("", "not a model of timm"), ("no_such", "efficientnet_lite0")]),
+    "source": ([None, 3, np.str_("small_vgg")], [("", "not a model of timm"), ("no_such", "efficientnet_lite0")]),
     "pretrained": (["yes", None, 1], []),
     "source_weights": ([3, True], [("nowhere.pth", "no such file")]),
     "critical_points": (
-        [3, "pool3", [1], ["pool3", None]],
+        [3, "pool3", [1], ["pool3", None], [np.str_("pool3")], ListConfig(["pool3"])],
         [([], "pool1, pool2"), (["pool9"], "pool1, pool2"), (["pool3", "pool3"], "each level once")],
     ),
     "sigma": (["4", None, True, np.float64(4)], [(-1, "0 or more"), (NAN, "0 or more"), (INF, "0 or more")]),

@@ -208,3 +208,11 @@ def test_validation_set_is_the_test_set_unless_told_otherwise(tmp_path: Path) ->
     split = TextureDefects(root=tmp_path, val_split_mode="from_test", val_split_ratio=0.5)
     split.setup()
     assert not set(split.val_data.samples.image_path) & set(split.test_data.samples.image_path)
+
+
+def test_without_validation_images_a_model_is_trained(tmp_path: Path) -> None:
+    data = TextureDefects(root=tmp_path, val_split_mode="none", num_workers=0)
+    data.setup()
+    assert data.val_dataloader() == []
+    with pytest.raises(ValueError, match="val_split_mode='from_dir': TextureDefects has no validation folder"):
+        TextureDefects(root=tmp_path, val_split_mode="from_dir")

@@ -251,6 +251,16 @@ def test_raw_scores_and_other_post_processors(kind: str, pictures: Path, tmp_pat
         assert ((found["pred_score"] > change.after.thresholds["image"]) == found["pred_label"].bool()).all()
 
 
+def test_a_number_is_the_threshold_of_raw_scores(pictures: Path, tmp_path: Path) -> None:
+    path = trained("paper", pictures, tmp_path, post_processor=UnclampedPostProcessor(enable_normalization=False))
+    scores = predicted(path, pictures / "good", tmp_path)["pred_score"]
+    number = float(scores.median())
+    set_threshold(path, tmp_path / "new.ckpt", threshold=number)
+    found = predicted(tmp_path / "new.ckpt", pictures / "good", tmp_path)
+    assert torch.equal(found["pred_score"], scores)
+    assert torch.equal(found["pred_label"].bool(), scores > number)
+
+
 def refused(folder: Path, **arguments: Any) -> str:
     with pytest.raises(ValueError, match=r".") as error:
         set_threshold(**{"output": folder / "no.ckpt", **arguments})

@@ -194,3 +194,35 @@ def test_images_of_another_form_are_refused(default: KdMultiresolutionModel, bad
     for network in (default, copy.deepcopy(default).train()):
         with pytest.raises(ValueError, match=message):
             network(bad)
+
+
+def test_each_checkpoint_brings_the_value_weight_that_it_was_trained_with(images: Tensor) -> None:
+    network = model(value_weight="auto", anomaly_map=None)
+    for weight in (0.1, 7.0):
+        trained = model(value_weight="auto", anomaly_map=None, seed=1)
+        trained.value_weight = weight
+        network.load_state_dict(trained.state_dict())
+        assert torch.equal(network(images).pred_score, trained(images).pred_score)
+    given = model(value_weight=0.3)
+    given.load_state_dict(trained.state_dict())
+    assert given.value_weight == 0.3
+
+
+@pytest.mark.parametrize("anomaly_map", ["gradient", "guided_backprop"])
+def test_a_compiled_gradient_keeps_its_precision_under_autocast(anomaly_map: str, images: Tensor) -> None:
+    network = model(anomaly_map=anomaly_map, attribution_path="cloner")
+    expected = network(images)
+    torch.compiler.reset()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.compile(network, backend="eager", fullgraph=True)(images)
+    torch.testing.assert_close(found.pred_score, expected.pred_score)
+    torch.testing.assert_close(
+        found.anomaly_map, expected.anomaly_map, rtol=1e-3, atol=1e-3 * expected.anomaly_map.max()
+    )
+
+
+@pytest.mark.parametrize("anomaly_map", [None, "discrepancy", "gradient", "smooth_grad", "guided_backprop"])
+def test_no_image_has_no_score(anomaly_map: str | None) -> None:
+    predictions = model(anomaly_map=anomaly_map)(torch.zeros(0, 3, 64, 96))
+    assert predictions.pred_score.shape == (0,)
+    assert anomaly_map is None or predictions.anomaly_map.shape == (0, 1, 64, 96)

@@ -280,10 +280,13 @@ def test_a_checkpoint_knows_which_data_its_threshold_was_told_from(
     same.setup()
     assert model.threshold_data == ThresholdData.of(same)
     assert model.threshold_data.split == "same_as_test"
-    # A training without validation tells none anew.
+    # A training without validation images has none, and no threshold: the old one is that of other weights.
     other = data(write_squares(tmp_path, {"good": 6, "defect": 2}))
     Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu", limit_val_batches=0).fit(model, datamodule=other)
-    assert model.threshold_data == ThresholdData.of(same)
+    assert model.threshold_data is None
+    assert not model.learnt.scores
+    state = model.post_processor.state_dict().values()
+    assert all(tensor.isnan().all() for tensor in state)
 
 
 def test_a_data_module_of_ones_own_is_trained_on(pictures: Path, tmp_path: Path) -> None:

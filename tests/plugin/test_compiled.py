@@ -38,6 +38,11 @@ def test_a_compiled_model_is_tested_alike(kind: type[Any], tmp_path: Path, monke
     count = len(graphs)
     network.eval()(torch.rand(1, 3, 32, 32))
     assert len(graphs) == count, "the model is left as it was"
+    network.model.compile(backend="eager")
+    own = network.model._compiled_call_impl
+    engine.predict(network, datamodule=data)
+    assert network.model._compiled_call_impl is own, "one that the user has compiled as well"
+    network.model._compiled_call_impl = None
     with pytest.raises(NonFiniteError):
         network(torch.full((1, 3, 32, 32), torch.nan))
 

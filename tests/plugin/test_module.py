@@ -1,4 +1,4 @@
-"""Two models, one after the other, in one Engine, whose trainer keeps the callbacks of the first."""
+"""Two models, one after the other, in one Engine, whose trainer keeps callbacks and epochs of the first."""
 
 from __future__ import annotations
 
@@ -31,20 +31,17 @@ def scores(runner: Engine, network: Any, noise: Folder) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("first", MODELS)
-def test_the_second_model_is_trained_and_scores_as_in_an_engine_of_its_own(
+def test_a_second_model_scores_as_in_an_engine_of_its_own_and_is_not_trained_there(
     first: str, noise: Folder, tmp_path: Path
 ) -> None:
     (second,) = MODELS.keys() - {first}
-    shared = engine(tmp_path / "shared")
+    shared, own = engine(tmp_path / "shared"), engine(tmp_path / "own")
     shared.fit(model(first), datamodule=noise)
+    with pytest.raises(ValueError, match=r"has trained another model for 1 epochs.* Engine of its own"):
+        shared.fit(model(second), datamodule=noise)
     network = model(second)
-    shared.trainer.fit_loop.epoch_progress.reset()  # Lightning counts on from the first model's epochs
-    shared.fit(network, datamodule=noise)
-    found = scores(shared, network, noise)
-    alone = model(second)
-    own = engine(tmp_path / "own")
-    own.fit(alone, datamodule=noise)
-    assert torch.equal(found, scores(own, alone, noise))
+    own.fit(network, datamodule=noise)
+    assert torch.equal(scores(shared, network, noise), scores(own, network, noise))
 
 
 def test_a_stop_at_convergence_does_not_stay_for_another_model(noise: Folder, tmp_path: Path) -> None:

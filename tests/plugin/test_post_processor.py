@@ -61,7 +61,7 @@ def test_a_process_without_normal_images_takes_part_in_what_is_computed_of_all()
         anomaly_map=torch.ones(1, 1, 4, 4),
     )
     post_processor.on_validation_batch_end(None, None, batch)
-    assert post_processor._normal_scores.update_called
+    assert post_processor._scores.update_called
     assert post_processor._normal_peak.update_called
 
 
@@ -150,3 +150,29 @@ def test_a_model_of_another_precision_has_the_thresholds_that_were_fitted(precis
     for name, tensor in processor.named_buffers():
         assert torch.equal(tensor, before[name]), name
     assert all(tensor.is_meta for tensor in processor.to("meta").buffers()), "it goes where the model goes"
+
+
+def test_the_only_defective_image_is_called_defective() -> None:
+    post_processor = validated(masks=False)
+    assert post_processor.image_threshold == pytest.approx(30), "half-way between 20 and 40"
+    predictions = post_processor(InferenceBatch(pred_score=torch.tensor([10.0, 20.0, 29.9, 30.1, 40.0])))
+    assert predictions.pred_label.tolist() == [False, False, False, True, True]
+
+
+def test_of_normal_images_alone_none_is() -> None:
+    post_processor = validated(masks=False, labels=(False, False, False))
+    assert post_processor.image_threshold == pytest.approx(40)
+    assert not post_processor(InferenceBatch(pred_score=torch.tensor([10.0, 40.0]))).pred_label.any()
+
+
+def test_a_recorded_graph_has_the_labels_whose_thresholds_are_known() -> None:
+    def recorded(post_processor: UnclampedPostProcessor) -> torch.Tensor | None:
+        torch.compiler.reset()
+        scores = InferenceBatch(pred_score=torch.tensor([10.0, 40.0]))
+        return torch.compile(post_processor, backend="eager")(scores).pred_label
+
+    fitted, loaded = validated(masks=False), UnclampedPostProcessor()
+    assert recorded(loaded) is None
+    assert recorded(fitted).tolist() == [False, True]
+    loaded.load_state_dict(fitted.state_dict())
+    assert recorded(loaded).tolist() == [False, True]

@@ -245,3 +245,19 @@ def test_a_checkpoint_brings_its_own_region(tmp_path: Path) -> None:
     for model in (KdMultiresolution, KdMultiresolutionDual):
         with pytest.raises(ValueError, match=r"region='other.png': a checkpoint brings its own region"):
             model.load_from_checkpoint(tmp_path / "none.ckpt", region="other.png")
+
+
+def test_the_next_checkpoint_brings_another(pictures: Path, tmp_path: Path) -> None:
+    mask = torch.zeros(1, *FILE)
+    mask[:, :48] = 1
+    save_image(mask, tmp_path / "upper.png")
+    runners = [
+        fitted("gradient", pictures, "quiet", tmp_path / region.stem, region=region)[1]
+        for region in (pictures / "region.png", tmp_path / "upper.png")
+    ]
+    network = KdMultiresolution.load_from_checkpoint(checkpoint_of(runners[0]))
+    Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu").predict(
+        network, data_path=pictures / "quiet" / "test", ckpt_path=checkpoint_of(runners[1])
+    )
+    expected = KdMultiresolution.load_from_checkpoint(checkpoint_of(runners[1])).source.region
+    assert torch.equal(network.source.region, expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.utils import save_image
 
-from kd_multiresolution import KdMultiresolution
+from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
 from kd_multiresolution.training.feature_cache import FeatureCache, changing_part
 from kd_multiresolution.training.feature_stores import GIB
+from tests.data.generated import write_noise_folders
 
 NUM_IMAGES = 10
 BYTES_PER_IMAGE = 4 * (2 * 4 * 4 + 3 * 2 * 2)
@@ -96,8 +98,41 @@ def test_an_image_that_changes_is_noticed(use: str) -> None:
     images, paths = images_and_paths()
     cache = FeatureCache(CountedSource(), NUM_IMAGES, use=use)
     cache.features(paths, images)
-    with pytest.raises(RuntimeError, match=rf"0\.png: this {use} image is not the same"):
-        cache.features(paths, images.flip(3) * 0.5)
+    other = images.clone()
+    other[7] = images[7].flip(2)  # a single one, which is not the first
+    cache.features(paths, other)
+    with pytest.raises(RuntimeError, match=rf"7\.png: this {use} image is not the same"):
+        cache.raise_if_changed()
+    cache.features(paths, other)
+    cache.raise_if_changed()  # each is looked at once
+
+
+class Flipping(Folder):
+    """Mirrors images but the first every other time, where only their pixels show it and Lightning expects it."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        del dataloader_idx
+        self.times: Counter[str] = getattr(self, "times", Counter())
+        self.times.update(batch.image_path)
+        for row, path in enumerate(batch.image_path):
+            if self.trainer.training and path != self.train_data.samples.image_path[0] and self.times[path] % 2:
+                batch.image[row] = batch.image[row].flip(-1)
+        return batch
+
+
+@pytest.mark.parametrize("model", [KdMultiresolution, KdMultiresolutionDual])
+def test_a_data_module_that_changes_images_is_noticed(model: type[Any], tmp_path: Path) -> None:
+    write_noise_folders(tmp_path, 6)
+    settings: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu", "max_epochs": 3}
+    data: dict[str, Any] = {"root": tmp_path, "normal_dir": "good", "abnormal_dir": "bad", "train_batch_size": 3}
+    data |= {"num_workers": 0, "val_split_mode": "same_as_test", "test_split_ratio": 0.01}
+    with pytest.raises(RuntimeError, match=r"\.png: this training image is not the same"):
+        Engine(default_root_dir=tmp_path / "kept", **settings).fit(
+            model("small_vgg", image_size=32, visualizer=False), datamodule=Flipping("noise", **data)
+        )
+    Engine(default_root_dir=tmp_path / "computed", **settings).fit(
+        model("small_vgg", image_size=32, visualizer=False, cache=None), datamodule=Flipping("noise", **data)
+    )
 
 
 def test_features_that_rounding_moves_are_no_other_image() -> None:

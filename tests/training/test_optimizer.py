@@ -1,4 +1,4 @@
-"""Muon: what it does to a matrix, and that it learns, whatever the type of the weights."""
+"""Muon: what it does to a matrix, and that it learns, whatever the type of the weights; scores follow every step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from kd_multiresolution.dual.loss import cloner_losses
 from kd_multiresolution.dual.torch_model import KdMultiresolutionDualModel
-from kd_multiresolution.training.optimizer import Muon
+from kd_multiresolution.paper.discrepancy import discrepancy
+from kd_multiresolution.paper.torch_model import KdMultiresolutionModel
+from kd_multiresolution.training.optimizer import Muon, adam
 from kd_multiresolution.training.orthogonalization import POLYNOMIALS
 from operators import WAITING, operators
 
@@ -146,3 +148,16 @@ def test_a_step_of_the_dual_model_takes_few_operators_and_waits_for_none() -> No
     found = operators(step)
     assert found[WAITING] == 0
     assert found.total() <= 450
+
+
+def test_scores_follow_the_steps_of_a_model_that_stays_in_evaluation_mode() -> None:
+    """As with batch norm that is kept as it is. Fused kernels do not tell torch that they have changed a weight."""
+    network = KdMultiresolutionModel("small_vgg", anomaly_map=None).eval()
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    optimizer = adam(network.cloner.parameters(), 1e-3)
+    for _ in range(3):
+        source, cloner = network.features(images)
+        torch.testing.assert_close(network(images).pred_score, discrepancy(source[1:], cloner[1:], value_weight=0.5))
+        optimizer.zero_grad()
+        discrepancy(source, cloner, value_weight=0.5).mean().backward()
+        optimizer.step()

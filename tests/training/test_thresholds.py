@@ -20,7 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, StochasticWeightAveraging, Timer
 
 from kd_multiresolution import KdMultiresolution, KdMultiresolutionDual
-from kd_multiresolution.plugin.post_processor import UnclampedPostProcessor
+from kd_multiresolution.plugin.post_processor import UnclampedPostProcessor, forget
 from kd_multiresolution.training.thresholds import Thresholds
 from tests.data.generated import write_squares
 
@@ -403,3 +403,30 @@ def test_a_post_processor_that_was_given_has_its_threshold_from_validation(pictu
     fit(network, pictures, tmp_path)
     assert network.post_processor.image_threshold.isfinite()
     assert network.post_processor.pixel_threshold.isfinite()
+
+
+def test_a_given_post_processor_of_the_dual_model_is_fitted_as_well(pictures: Path, tmp_path: Path) -> None:
+    network = make(KdMultiresolutionDual, post_processor=UnclampedPostProcessor())
+    steps = ModelCheckpoint(every_n_train_steps=3, save_top_k=-1)
+    fit(network, pictures, tmp_path, [steps], check_val_every_n_epoch=2)
+    found = {path: thresholds(checkpoint) for path, checkpoint in checkpoints(tmp_path).items()}
+    assert not torch.tensor([*found.values()]).isnan().any()
+    assert len({*found.values()}) > 2
+    fitted = network.post_processor
+    present = (float(fitted.image_threshold), float(fitted.pixel_threshold))
+    forget(fitted, "image", "pixel")
+    Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu").validate(network, datamodule=data(pictures))
+    assert present == pytest.approx((float(fitted.image_threshold), float(fitted.pixel_threshold)), rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_thresholds_on_the_way_are_of_the_scores_that_a_test_gives(
+    precision: str, pictures: Path, tmp_path: Path
+) -> None:
+    """Where maps are gradients, a test scores in full precision, and a validation on the way goes without maps."""
+    every = ModelCheckpoint(every_n_epochs=1, save_top_k=-1)
+    fit(make(KdMultiresolution), pictures, tmp_path, [every], precision=precision)
+    for path in tmp_path.rglob("*.ckpt"):
+        found, _ = thresholds(torch.load(path, weights_only=True))
+        anew, _ = fitted_anew(KdMultiresolution, path, pictures, tmp_path / path.stem)
+        assert found == pytest.approx(anew, rel=1e-5)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import TestSplitMode, ValSplitMode
+from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from torchvision.transforms.v2 import Transform
 
 from kd_multiresolution.plugin.arguments import check_seed, check_types
@@ -72,8 +73,11 @@ class CheckedDataModule(AnomalibDataModule):
 
     Raises:
         TypeError: if an argument has another type, or there is none of that name.
-        ValueError: if an argument is out of range.
+        ValueError: if an argument is out of range, or the data set cannot serve a split mode.
     """
+
+    # Why the data set cannot serve a mode, by mode.
+    refused_split_modes: ClassVar[dict[str, str]] = {}
 
     def __init__(
         self,
@@ -108,3 +112,14 @@ class CheckedDataModule(AnomalibDataModule):
             val_split_ratio=val_split_ratio,
             seed=seed,
         )
+        modes = {"val_split_mode": self.val_split_mode.value}
+        if self.test_split_mode == TestSplitMode.SYNTHETIC:
+            modes["test_split_mode"] = TestSplitMode.SYNTHETIC.value
+        for argument, mode in modes.items():
+            if mode in self.refused_split_modes:
+                msg = f"{argument}={mode!r}: {type(self).__name__} {self.refused_split_modes[mode]}."
+                raise ValueError(msg)
+
+    def val_dataloader(self) -> EVAL_DATALOADERS:
+        """Return the validation loader, or none at all with ``val_split_mode="none"``, where anomalib's fit crashes."""
+        return super().val_dataloader() if hasattr(self, "val_data") else []

@@ -8,13 +8,12 @@ import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from anomalib import TaskType
 from anomalib.data import AnomalibDataset, ImageItem
 from anomalib.data.utils import LabelName, Split, TestSplitMode
-from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from pandas import DataFrame
 from PIL import Image
 from torch import Tensor
@@ -113,28 +112,11 @@ class OneClassDataModule(CheckedDataModule):
         ValueError: if an argument is out of range, or the data set cannot serve a split mode.
     """
 
-    # Why the data set cannot serve a mode, by mode.
-    refused_split_modes: ClassVar[dict[str, str]] = {}
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        modes = {"val_split_mode": self.val_split_mode.value}
-        if self.test_split_mode == TestSplitMode.SYNTHETIC:
-            modes["test_split_mode"] = TestSplitMode.SYNTHETIC.value
-        for argument, mode in modes.items():
-            if mode in self.refused_split_modes:
-                msg = f"{argument}={mode!r}: {type(self).__name__} {self.refused_split_modes[mode]}."
-                raise ValueError(msg)
-
     def _create_test_split(self) -> None:
         # anomalib's takes the normal images out and appends them again. The sets here bring their own, so that the
         # test set can stay as it is: the first batches of MNIST's are mixed, as a shortened run wants them.
         if self.test_split_mode != TestSplitMode.FROM_DIR:
             super()._create_test_split()
-
-    def val_dataloader(self) -> EVAL_DATALOADERS:
-        """Return the validation loader, or none at all with ``val_split_mode="none"``, where anomalib's fit crashes."""
-        return super().val_dataloader() if hasattr(self, "val_data") else []
 
 
 def sample_rows(paths: Sequence[str], class_names: Sequence[str], normal_class: str, split: Split) -> DataFrame:

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import skimage.data
@@ -197,6 +197,8 @@ class TextureDefects(CheckedDataModule):
         >>> next(iter(data.test_dataloader())).gt_mask.shape  # doctest: +SKIP
         torch.Size([32, 128, 128])
     """
+
+    refused_split_modes: ClassVar[dict[str, str]] = {"from_dir": "has no validation folder"}
 
     def __init__(
         self,

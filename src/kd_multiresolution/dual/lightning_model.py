@@ -48,7 +48,7 @@ from kd_multiresolution.training.cache import TrainingCache
 from kd_multiresolution.training.epochs import EpochLimit, EpochSeeds
 from kd_multiresolution.training.learnt_pictures import LearntPictures
 from kd_multiresolution.training.loss import EpochLosses, FiniteLoss
-from kd_multiresolution.training.thresholds import is_heard
+from kd_multiresolution.training.thresholds import Thresholds, is_heard
 
 IMAGE_SIZE = (256, 256)
 
@@ -176,6 +176,7 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         self.epoch_seeds = EpochSeeds(seed)
         self.epoch_limit = EpochLimit(epochs, default_epochs)
         self.epoch_losses = EpochLosses()
+        self.thresholds = Thresholds()
         self.model = KdMultiresolutionDualModel(**arguments_of(KdMultiresolutionDualModel, given))
         allow_tiles(self.model)
         if resizes:
@@ -227,7 +228,14 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
             self.epoch_limit,
             CalibratedEvaluation(),
         ]
-        return self.configured([*callbacks, report])
+        return self.configured([*callbacks, report, *([self.thresholds] if self.fits_thresholds else [])])
+
+    @property
+    def fits_thresholds(self) -> bool:
+        """Whether a post-processor that was given fits its thresholds to validation images."""
+        return isinstance(self.post_processor, PostProcessor) and not isinstance(
+            self.post_processor, FalseAlarmPostProcessor
+        )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return Muon over both cloners' weights, with one cycle of its rate."""
@@ -287,11 +295,8 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
         The model's own threshold needs none of them; that of a post-processor that was given does.
         """
         del args, kwargs
-        fitted = isinstance(self.post_processor, PostProcessor) and not isinstance(
-            self.post_processor, FalseAlarmPostProcessor
-        )
         on_the_way = self.trainer.state.fn == TrainerFn.FITTING
-        return batch if on_the_way and not (fitted or is_heard(self.trainer)) else self.predicted(batch)
+        return batch if on_the_way and not (self.fits_thresholds or is_heard(self.trainer)) else self.predicted(batch)
 
     def on_train_end(self) -> None:
         """Set what is normal, let the held-out images go, and say if the rate has not fallen."""
@@ -302,6 +307,8 @@ class KdMultiresolutionDual(PluginModule, AnomalibModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what anomalib keeps, what the model was built with, what is normal, and how images were held out."""
         self.calibrate()  # the checkpoint's tensors are the model's own
+        if self._trainer is not None and self.fits_thresholds:
+            self.thresholds.complete(self._trainer, self)
         super().on_save_checkpoint(checkpoint)
         checkpoint[KEY]["held_out"] = self.held_out.names
         checkpoint[KEY]["random_state"] = self.held_out.random_state

@@ -237,7 +237,8 @@ def _set(post_processor: PostProcessor, kind: str, threshold: float, scores: lis
     """Set a threshold, and return what else had to change for it to be what decides."""
     getattr(post_processor, f"_{kind}_threshold").fill_(threshold)
     least, largest = (getattr(post_processor, f"{kind}_{end}") for end in ("min", "max"))
-    if not (largest - least).isfinite():  # no validation had given the scale of normalised scores a length
+    # No validation had given the scale of normalised scores a length.
+    if post_processor.enable_normalization and not (largest - least).isfinite():
         if not scores:
             msg = (
                 f"threshold={threshold!r}: no image has given this checkpoint's normalised scores a scale. Give good "

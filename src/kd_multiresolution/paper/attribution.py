@@ -85,7 +85,7 @@ def smooth_grad(
         deviation = torch.where(span > 0, (noise / span) ** 2, 0.0) if as_published else noise * span
         # On the CPU, whatever the device, so that every device sees the same noise.
         generator = torch.Generator().manual_seed(seed)
-        copies = max(chunk_size // len(part), 1)
+        copies = max(chunk_size // max(len(part), 1), 1)
         total: Tensor | float = 0.0
         for start in range(0, samples, copies):
             draws = [torch.randn(part.shape[1:], generator=generator) for _ in range(min(copies, samples - start))]

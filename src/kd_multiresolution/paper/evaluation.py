@@ -31,6 +31,8 @@ def fast_scores(
     source, cloner = checked_features(source_features, cloner_features)
     levels = [*source, *cloner, *torch._foreach_sub(source, cloner)]
     images = [image for level in levels for image in level.unbind()]
+    if not images:
+        return source[0].new_zeros(0)
     lengths = torch.stack(torch._foreach_norm(images, dtype=torch.float64))
     lengths = lengths.view(3, len(source), -1).movedim(2, 0)  # (N, 3, levels)
     return _discrepancies(lengths, value_weight, normalize_terms(terms), [], _whole(source)).sum(
@@ -55,7 +57,7 @@ def fast_scores_and_maps(
     levels = [*source, *cloner, *torch._foreach_sub(source, cloner)]
     positions = [level.shape[2:].numel() for level in source]
     local = torch.cat([torch.linalg.vector_norm(level, dim=1, dtype=torch.float64).flatten(1) for level in levels], 1)
-    local = local.view(len(local), 3, -1)  # (N, 3, positions of all levels)
+    local = local.view(len(local), 3, sum(positions))  # (N, 3, positions of all levels)
     parts = torch.split(local, positions, 2)
     lengths = torch.cat([local, *(torch.linalg.vector_norm(part, dim=2, keepdim=True) for part in parts)], 2)
     channels = [(level.shape[1], count) for level, count in zip(source, positions, strict=True)]

@@ -313,8 +313,9 @@ class KdMultiresolution(PluginModule, AnomalibModule):
     def _scored(self, batch: Any, images: Tensor) -> InferenceBatch:
         checked = self.model.checked_images(images)
         paths = getattr(batch, "image_path", None)  # batches of videos have none
-        features = self.training_cache.validation_features(self.model.source, paths, checked)
-        return self.model.scored(checked, features)
+        with torch.autocast(images.device.type, enabled=False):  # as the scores beside gradients
+            features = self.training_cache.validation_features(self.model.source, paths, checked)
+            return self.model.scored(checked, features)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what anomalib keeps, what the model was built with, and thresholds that fit the weights."""

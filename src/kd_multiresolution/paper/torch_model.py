@@ -101,6 +101,7 @@ class KdMultiresolutionModel(nn.Module):
         check_smooth_grad(smooth_grad_samples, smooth_grad_noise, chunk_size)
         self.terms = normalize_terms(terms)
         self.value_weight = checked_value_weight(value_weight)
+        self._finds_value_weight = self.value_weight is None
         self.anomaly_map = anomaly_map
         self.attribution_path = attribution_path
         self.smooth_grad_samples = smooth_grad_samples
@@ -225,11 +226,11 @@ class KdMultiresolutionModel(nn.Module):
 
     def _gradient(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scores and their gradient at the input."""
+        # Gradients are too small for half precision, as in input_gradient.
         if torch.compiler.is_exporting() or (torch.compiler.is_compiling() and self._is_recorded):
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
                 return self._explicit_gradient(images)
         if self.explicit_backward:
-            # Gradients are too small for half precision, as in input_gradient.
             with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
                 parts = [self._explicit_gradient(part) for part in torch.split(images, self.chunk_size)]
                 scores, gradients = zip(*parts, strict=True)
@@ -340,6 +341,6 @@ class KdMultiresolutionModel(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore :meth:`get_extra_state`; a value weight that was given as a number stays."""
-        if self.value_weight is None:
+        if self._finds_value_weight:
             self.value_weight = state["value_weight"]
         self.source.weights = state["source_weights"]

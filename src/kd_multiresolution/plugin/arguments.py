@@ -88,11 +88,11 @@ def _fits(value: object, hint: Any) -> bool:
     if origin is Literal:
         return type(value) in {type(choice) for choice in parts}
     if origin is not None:  # a sequence, or a tuple of a fixed length
-        if not isinstance(value, Sequence) or isinstance(value, str):
+        if not isinstance(value, list | tuple):
             return False
         kinds = parts if origin is tuple else parts * len(value)
         return len(value) == len(kinds) and all(_fits(*pair) for pair in zip(value, kinds, strict=True))
     if hint is float:
         return type(value) in {int, float}
-    # Exactly: True is an int to Python, and numpy's float64 a float.
-    return type(value) is hint if hint in {int, bool} else isinstance(value, hint)
+    # Exactly: True is an int to Python, and numpy's float64 a float, its str_ a str.
+    return type(value) is hint if hint in {int, bool, str} else isinstance(value, hint)

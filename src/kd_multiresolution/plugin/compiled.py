@@ -20,10 +20,12 @@ class CompiledEvaluation(Callback):
     def __init__(self, mode: str | None = None, backend: str = "inductor") -> None:
         self.mode = mode
         self.backend = backend
+        self._found: Any = None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compile the model, at its first batch."""
         del trainer
+        self._found = cast("Any", pl_module).model._compiled_call_impl
         cast("Any", pl_module).model.compile(fullgraph=True, mode=self.mode, backend=self.backend)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -33,7 +35,7 @@ class CompiledEvaluation(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the model as it was found."""
         del trainer
-        cast("Any", pl_module).model._compiled_call_impl = None
+        cast("Any", pl_module).model._compiled_call_impl = self._found
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Do so as well where a test does not come to its end."""

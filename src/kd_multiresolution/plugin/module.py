@@ -60,6 +60,7 @@ class PluginModule(ExplainedExport):
     threshold_data: ThresholdData | None = None
     checkpoint_file = ""
     region_size: tuple[int, int] | None = None
+    _region_is_given = False
 
     @property
     def source(self) -> Source:
@@ -94,13 +95,25 @@ class PluginModule(ExplainedExport):
         return [*components[:after], RegionOfInterest(), *components[after:], ImageFileCheck(), HeldMemory()]
 
     def _dismiss_callbacks_of_others(self) -> None:
-        """Take out of the trainer what an earlier model of ours has left there, which would see this one's batches."""
+        """Take out of the trainer what an earlier model of ours has left there, which would see this one's batches.
+
+        Raises:
+            ValueError: if it has trained that model, and is to train this one.
+        """
         if self._trainer is None or self._trainer not in _CONFIGURED:
             return
         model, theirs = _CONFIGURED[self._trainer]
-        if model() is not self:
-            callbacks: list[Callback] = cast("Any", self._trainer).callbacks
-            callbacks[:] = [callback for callback in callbacks if callback not in theirs]
+        if model() is self:
+            return
+        callbacks: list[Callback] = cast("Any", self._trainer).callbacks
+        callbacks[:] = [callback for callback in callbacks if callback not in theirs]
+        if self._trainer.state.fn == TrainerFn.FITTING and self._trainer.fit_loop.epoch_progress.current.ready:
+            msg = (
+                f"{type(self).__name__}: this Engine, or Trainer, has trained another model for "
+                f"{self._trainer.current_epoch} epochs, from which Lightning would count on. Give every model that is "
+                "trained an Engine of its own."
+            )
+            raise ValueError(msg)
 
     def configured(self, callbacks: list[Callback]) -> list[Callback]:
         """Return the callbacks, and know that they are this model's, beside those that it had in the trainer before."""
@@ -123,6 +136,7 @@ class PluginModule(ExplainedExport):
         if region is not None and not are_weights_following():
             transform = getattr(self.pre_processor, "transform", None)
             self.source.region, self.region_size = read_region(region, transform)
+            self._region_is_given = True
 
     def picture_statistics(self, images: Tensor) -> dict[str, list[float]]:
         """Return what pictures are like, as the model was given them: see :func:`picture_statistics`."""
@@ -177,6 +191,11 @@ class PluginModule(ExplainedExport):
         if (tiler := self._torch_model.tiler) is not None:
             check_tiler(tiler, self.input_size, self._torch_model.source.stride)
             self._tiling = in_tiles(self.tiled_networks, tiler)
+
+    @property
+    def validates_scores_alone(self) -> bool:
+        """Whether the validation under way goes without maps."""
+        return False
 
     @property
     def tiled_networks(self) -> Sequence[nn.Module]:
@@ -323,8 +342,7 @@ class PluginModule(ExplainedExport):
             ValueError: if the model was given another one.
         """
         source = self.source
-        # One that came with an earlier checkpoint is replaced.
-        own = source.region if self.hparams.get("region") is not None else None
+        own = source.region if self._region_is_given else None  # one that came with a checkpoint is replaced
         if own is not None and (region is None or not torch.equal(own.cpu(), region.cpu())):
             msg = (
                 f"region={self.hparams['region']!r}: this checkpoint was trained with {'another' if size else 'no'} "

@@ -82,8 +82,8 @@ class UnclampedPostProcessor(PostProcessor):
     def __init__(self, *, enable_threshold_matching: bool = False, **kwargs: Any) -> None:
         super().__init__(enable_threshold_matching=enable_threshold_matching, **kwargs)
         self._normal_peak = MaxMetric()
-        self._normal_scores = CatMetric()
-        self._known = dict.fromkeys(PREDICTIONS, True)
+        self._scores, self._labels = CatMetric(), CatMetric()
+        self.note_thresholds()
         sensitivities = (self.image_sensitivity, self.pixel_sensitivity)
         if not self.enable_normalization and sensitivities != (SENSITIVITY, SENSITIVITY):
             msg = (
@@ -100,40 +100,53 @@ class UnclampedPostProcessor(PostProcessor):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """Update the statistics, the scores of normal images, and the highest value on those without masks."""
+        """Update the statistics, the scores, and the highest value on normal images without masks."""
         super().on_validation_batch_end(trainer, pl_module, outputs, *args, **kwargs)
         if outputs.gt_label is None:
             return
+        if outputs.pred_score is not None:
+            self._scores.update(outputs.pred_score)
+            self._labels.update(outputs.gt_label)
         # Of a batch without normal images nothing, but every process has to take part in what is computed of all.
         normal = ~outputs.gt_label.bool()
-        if outputs.pred_score is not None:
-            self._normal_scores.update(outputs.pred_score[normal])
         if outputs.anomaly_map is not None and outputs.gt_mask is None:
             self._normal_peak.update(outputs.anomaly_map[normal])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compute thresholds and ranges, and let the model know the scores of normal images."""
+        """Compute thresholds and ranges, and let the model know the scores of normal images.
+
+        The threshold of images lies half-way between the lowest score that has the best F1, with all above it, and the
+        next lower one: anomalib's is that score itself, which its own label, for what is above, then misses.
+        """
         super().on_validation_epoch_end(trainer, pl_module)
-        if self._normal_scores.update_called:
-            found = self._normal_scores.compute()  # a list as long as there is none
-            scores = distribution(found.flatten().tolist() if isinstance(found, Tensor) else ())
+        if self._scores.update_called:
+            found, defective = self._scores.compute(), self._labels.compute().bool()
+            if self.enable_thresholding and bool(defective.any()):  # without, it is the highest of normal images
+                self._image_threshold.copy_(halfway_below(self._image_threshold, found))
+            scores = distribution(found[~defective].tolist())
             learnt = getattr(pl_module, "learnt", None)
             if scores and isinstance(learnt, LearntNormals):  # other models know nothing
                 cast("Any", pl_module).learnt = replace(learnt, origin="good validation images", scores=scores)
-            self._normal_scores.reset()
+            self._scores.reset()
+            self._labels.reset()
         if self._normal_peak.update_called:
             peak = self._normal_peak.compute()
             if self.enable_thresholding and bool(peak.isfinite()):  # not so without a normal image
                 self._pixel_threshold.copy_(peak)
             self._normal_peak.reset()
+        self.note_thresholds()
 
     def forget_pixels(self) -> None:
         """Know no threshold and range of pixels any more: they were those of other weights."""
-        for name in ("_pixel_threshold", "pixel_min", "pixel_max"):
-            getattr(self, name).fill_(torch.nan)
+        forget(self, "pixel")
+        self.note_thresholds()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.note_thresholds()
 
     def note_thresholds(self) -> None:
-        """Note which thresholds are known: an exported graph has labels and masks for these, and cannot ask."""
+        """Note which thresholds are known: a recorded graph has labels and masks for these, and cannot ask."""
         self._known = {kind: not bool(getattr(self, f"{kind}_threshold").isnan()) for kind in PREDICTIONS}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -231,12 +244,31 @@ class FalseAlarmPostProcessor(UnclampedPostProcessor):
             least, largest = normal.mean, 2 * threshold - normal.mean
             for name, number in ((f"_{kind}_threshold", threshold), (f"{kind}_min", least), (f"{kind}_max", largest)):
                 getattr(self, name).fill_(number)
+        self.note_thresholds()
 
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Take nothing from validation images."""
 
     def on_validation_epoch_end(self, *args: Any, **kwargs: Any) -> None:
         """Keep the threshold."""
+
+
+def forget(post_processor: PostProcessor, *kinds: str) -> None:
+    """Have a post-processor know no threshold and no range of images, of pixels, or of both."""
+    for kind in kinds:
+        for name in (f"_{kind}_threshold", f"{kind}_min", f"{kind}_max"):
+            getattr(post_processor, name).fill_(torch.nan)
+
+
+def halfway_below(threshold: Tensor, scores: Tensor) -> Tensor:
+    """Return what lies half-way between a threshold and the next lower score, or the threshold if there is none.
+
+    Example:
+        >>> halfway_below(torch.tensor(4.0), torch.tensor([1.0, 2.0, 4.0, 5.0]))
+        tensor(3.)
+    """
+    lower = scores[scores < threshold]
+    return (threshold + lower.max()) / 2 if len(lower) else threshold
 
 
 def renew_thresholds(checkpoint: dict[str, Any], post_processor: PostProcessor) -> None:

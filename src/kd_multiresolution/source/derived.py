@@ -14,10 +14,10 @@ T = TypeVar("T")
 class Derived(nn.Module, Generic[T]):
     """Keeps what was made from some tensors for as long as they are what they were.
 
-    It asks torch's own counter of changes, which every step of an optimiser, every loaded state and every operation in
-    place moves on, and whether they are the same tensors at the same place. Edits through ``tensor.data``, which torch
-    does not count, show when the model is next put into training or evaluation mode. Copies and files of a model go
-    without it: it is made anew.
+    It asks torch's own counter of changes, which the steps of our optimisers, every loaded state and every operation in
+    place move on, and whether they are the same tensors at the same place. Edits through ``tensor.data`` and steps of
+    other optimisers with ``fused=True``, which torch does not count, show when the model is next put into training or
+    evaluation mode. Copies and files of a model go without it: it is made anew.
     """
 
     def __init__(self) -> None:

@@ -159,6 +159,22 @@ class TrainingCache(Callback):
             self.features.source, count, memory=memory, folder=self.folder, use="validation"
         )
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that what was kept of validation images is theirs.
+
+        Raises:
+            RuntimeError: if it is not.
+        """
+        del trainer, pl_module
+        if self.features_of_validation is not None:
+            self.features_of_validation.raise_if_changed()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do so of training images."""
+        del trainer, pl_module
+        if self.features is not None:
+            self.features.raise_if_changed()
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Free everything, and leave the data module as it was."""
         del exception

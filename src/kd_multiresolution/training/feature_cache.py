@@ -100,8 +100,8 @@ class FeatureCache:
         self.use = use
         self._rows: dict[str, int] = {}
         self._stores: list[Store] = []
-        self._seen: dict[str, Tensor] = {}  # some pixels of each image, until one has been checked
-        self._checked = False
+        self._seen: dict[str, Tensor] = {}  # some pixels of each image, until it comes again
+        self._compared: list[tuple[Sequence[str], Tensor]] = []  # which images were others then
 
     def __len__(self) -> int:
         """Return how many images' features are kept."""
@@ -124,17 +124,17 @@ class FeatureCache:
             One (N, C_i, H_i, W_i) tensor per critical point, in the memory format channels last.
 
         Raises:
-            RuntimeError: if an image is not the one that was first seen under its path. The first known image is
-                checked, to catch data that changes in ways :func:`changing_part` cannot see.
+            RuntimeError: if an image does not have the size of the one that was first seen under its path.
         """
         known = [index for index, path in enumerate(paths) if path in self._rows]
         missing = [index for index, path in enumerate(paths) if path not in self._rows]
-        pixels = made(images) if missing or not self._checked else None
+        unchecked = [index for index in known if paths[index] in self._seen]
+        pixels = made(images) if missing or unchecked else None
         parts = []
         if known:
             parts.append(self._gather([self._rows[paths[index]] for index in known]))
-            if pixels is not None and not self._checked:
-                self._check(paths[known[0]], pixels[known[0]])
+        if pixels is not None and unchecked:
+            self._check([paths[index] for index in unchecked], pixels[unchecked])
         if pixels is not None and missing:
             parts.append(self._computed([paths[index] for index in missing], pixels[missing] if known else pixels))
         levels = parts[0]
@@ -158,8 +158,7 @@ class FeatureCache:
             store, row = self._place(len(self._rows))
             self._rows[path] = len(self._rows)
             self._stores[store].write(row, [level[index] for level in levels])
-            if not self._checked:
-                self._seen[path] = some_pixels(images[index]).clone()
+            self._seen[path] = some_pixels(images[index]).clone()
         return [level.to(self._like) for level in levels]
 
     def _gather(self, rows: Sequence[int]) -> list[Tensor]:
@@ -183,18 +182,37 @@ class FeatureCache:
             row -= store.capacity
         raise IndexError(row)
 
-    def _check(self, path: str, image: Tensor) -> None:
+    def _check(self, paths: Sequence[str], images: Tensor) -> None:
+        """Compare images with what was first seen under their paths; the answer is waited for elsewhere."""
         # Pixels, not features: mixed precision and another batch around the image move features, never the image.
-        old, new = self._seen[path], some_pixels(image)
+        new, seen = some_pixels(images), [self._seen.pop(path) for path in paths]
+        for path, pixels in zip(paths, seen, strict=True):
+            if pixels.shape != new.shape[1:]:
+                raise self._changed_error(path)
+        old = torch.stack(seen)
         # Numbers that are none compare as equal: they are refused elsewhere, by their own message.
-        if old.shape != new.shape or bool(((old - new).abs() > 0.01 * old.abs().max()).any()):
-            msg = (
-                f"{path}: this {self.use} image is not the same as when it was first read, so the source's "
-                "features cannot be kept. Train with cache=null."
-            )
-            raise RuntimeError(msg)
-        self._seen.clear()
-        self._checked = True
+        different = (old - new).abs() > 0.01 * old.abs().amax((1, 2, 3), keepdim=True)
+        self._compared.append((paths, different.flatten(1).any(1)))
+
+    def raise_if_changed(self) -> None:
+        """Check that images that have come again are those that were first seen under their paths, each once.
+
+        To catch data that changes in ways :func:`changing_part` cannot see. A step does not wait for it.
+
+        Raises:
+            RuntimeError: if one is not.
+        """
+        compared, self._compared = self._compared, []
+        for paths, different in compared:
+            for path, is_other in zip(paths, different.tolist(), strict=True):
+                if is_other:
+                    raise self._changed_error(path)
+
+    def _changed_error(self, path: str) -> RuntimeError:
+        return RuntimeError(
+            f"{path}: this {self.use} image is not the same as when it was first read, so the source's features "
+            "cannot be kept. Train with cache=null."
+        )
 
     def _reserve(self, features: Sequence[Tensor]) -> list[Store]:
         """Return the stores in memory and on disk, with room for all images if possible."""
@@ -210,8 +228,8 @@ class FeatureCache:
                 logger.info("%s, %.1f of them in memory, the rest in %s.", needed, self.memory, self.folder)
             except OSError as error:
                 logger.warning(
-                    "%s: those of %d images fit into the memory of cache_memory=%g GiB, the others are "
-                    "computed in every epoch, for they do not fit into cache_folder=%s (%s).",
+                    "%s: those of %d images fit into the %.2g GiB of cache_memory that are left for them, the others "
+                    "are computed in every epoch, for they do not fit into cache_folder=%s (%s).",
                     needed,
                     in_memory,
                     self.memory,

@@ -26,7 +26,10 @@ def adam(parameters: Iterable[Tensor], learning_rate: float) -> torch.optim.Adam
     # In half precision the fused kernels take other steps.
     fused = device in FUSED and dtype in {torch.float32, torch.float64}
     # Adam's own 1e-8 is zero in float16, where a weight with a small gradient would then be divided by zero.
-    return torch.optim.Adam(weights, lr=learning_rate, eps=max(1e-8, torch.finfo(dtype).tiny), fused=fused)
+    optimizer = torch.optim.Adam(weights, lr=learning_rate, eps=max(1e-8, torch.finfo(dtype).tiny), fused=fused)
+    # Fused kernels leave torch's counter of changes as it was, by which Derived knows that weights have moved.
+    optimizer.register_step_post_hook(lambda *_: torch.autograd.graph.increment_version(weights))
+    return optimizer
 
 
 class Muon(torch.optim.Optimizer):

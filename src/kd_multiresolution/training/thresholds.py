@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -18,7 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from kd_multiresolution.plugin.post_processor import UnclampedPostProcessor, renew_thresholds
+from kd_multiresolution.plugin.post_processor import UnclampedPostProcessor, forget, renew_thresholds
 from kd_multiresolution.training.evaluation_mode import evaluation_mode, mark_of
 
 KNOWN = ("anomalib.", "kd_multiresolution.", "lightning.")  # packages whose other callbacks take no validation batches
@@ -114,6 +115,15 @@ class Thresholds(Callback):
         """Know of no threshold that was fitted to the current weights."""
         del trainer, pl_module
         self._fitted = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the thresholds of an earlier training if there are no validation images to fit others to."""
+        module = cast("Any", pl_module)
+        if trainer.enable_validation or not isinstance(module.post_processor, PostProcessor):
+            return
+        forget(module.post_processor, *KINDS)
+        module.threshold_origin, module.threshold_data = "", None
+        module.learnt = replace(module.learnt, origin="", scores=())
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what Lightning's own validation has fitted, and forget the threshold of pixels of other weights."""
