@@ -118,7 +118,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     timed = {trial.model: trial for trial in reversed(trials)}
     with TemporaryDirectory() as cache:
         for backbone, layers, weights in weight_files(options):
-            hub_cache.fill(Path(cache), backbone, layers, weights)
+            try:
+                hub_cache.fill(Path(cache), backbone, layers, weights)
+            except ValueError as error:
+                msg = f"{weights}: {error}"
+                raise SystemExit(msg) from error
             hub_cache.use(Path(cache))
         for trial in track(trials, description="peers"):
             file, checkpoint = output / "trials" / f"{trial.stem}.json", checkpoint_of(trial, output)
@@ -197,14 +201,14 @@ def parser() -> argparse.ArgumentParser:
     add("--categories", nargs="+", default=["bottle"])
     shared = [name for name, candidate in CANDIDATES.items() if candidate.backbone is None]  # VGG-16 takes hours
     add("--models", nargs="+", choices=CANDIDATES, default=shared)
-    add("--seeds", nargs="+", type=int, default=[0])
+    add("--seeds", nargs="+", type=natural, default=[0])
     add("--train_limit", nargs="+", type=_limit, default=[None], help="normal images, or all; the last is plotted")
     add("--epochs", nargs="+", type=_epochs, default=[], metavar="MODEL=N", help="instead of a model's own number")
     add("--image_size", type=positive, default=256, help="pixels per side")
     add("--backbone", default="resnet18", help="of timm")
     add("--layers", nargs="+", default=["layer1", "layer2", "layer3"], help="its feature levels")
     add("--patchcore_layers", nargs="+", default=CANDIDATES["patchcore"].layers, help="PatchCore's")
-    add("--coreset_ratio", type=float, default=0.01, help="share of the positions in PatchCore's memory")
+    add("--coreset_ratio", type=_share, default=0.01, help="share of the positions in PatchCore's memory")
     add("--weights", type=Path, help="the backbone's weight file, for all models, instead of a download")
     add("--vgg16_weights", type=Path, help="the same for the paper's source, which the published model has")
     add("--imagenette", type=Path, help="folder of ImageNette; without it EfficientAD is left out")
@@ -220,6 +224,17 @@ def parser() -> argparse.ArgumentParser:
 
 def _limit(text: str) -> int | None:
     return None if text == "all" else positive(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0
+    if not 0 < share <= 1:
+        msg = f"{text}: expected a share, above 0, 1 at most."
+        raise argparse.ArgumentTypeError(msg)
+    return share
 
 
 def _epochs(text: str) -> tuple[str, int]:

@@ -260,12 +260,25 @@ def test_epochs_that_a_model_cannot_have_are_refused(
 
 @pytest.mark.parametrize(
     "option",
-    [("--threads", "-3"), ("--curve", "0"), ("--train_limit", "0"), ("--repetitions", "-1"), ("--image_size", "0")],
+    [
+        ("--threads", "-3"),
+        ("--curve", "0"),
+        ("--train_limit", "0"),
+        ("--repetitions", "-1"),
+        ("--image_size", "0"),
+        ("--seeds", "-1"),
+        ("--coreset_ratio", "7"),
+    ],
 )
 def test_numbers_that_cannot_be_are_refused(option: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         peers.main(["--data", ".", *option])
     assert f"{option[0]}: {option[1]}: expected" in capsys.readouterr().err
+
+
+def test_weights_of_another_backbone_are_refused_in_words(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"does not fit source='resnet34'"):
+        peers.main(["--data", ".", "--backbone", "resnet34", "--weights", str(weights), "--output", str(tmp_path)])
 
 
 def test_a_file_of_weights_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -338,10 +338,11 @@ def test_without_a_data_module_it_says_so_before_training(pictures: Path, tmp_pa
 
 def test_an_earlier_runs_data_module_is_none(pictures: Path, tmp_path: Path) -> None:
     data = Folder(**settings(pictures))
-    engine = fit(model(anomaly_map=None), pictures, tmp_path, callbacks=[EvaluationAfterConvergence()], max_epochs=1)
-    data.setup()
+    engine = Engine(default_root_dir=tmp_path, logger=False, callbacks=[EvaluationAfterConvergence()])
+    network = model(anomaly_map=None)
+    engine.validate(network, datamodule=data)
     with pytest.raises(ValueError, match="give fit a datamodule"):
-        engine.fit(model(anomaly_map=None), train_dataloaders=data.train_dataloader())
+        engine.fit(network, train_dataloaders=data.train_dataloader())
 
 
 def test_a_test_set_of_one_kind_is_refused_before_training(pictures: Path, tmp_path: Path) -> None:
