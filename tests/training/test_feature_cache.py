@@ -107,6 +107,17 @@ def test_an_image_that_changes_is_noticed(use: str) -> None:
     cache.raise_if_changed()  # each is looked at once
 
 
+def test_an_image_may_come_twice_in_a_batch() -> None:
+    images, paths = images_and_paths()
+    cache = FeatureCache(CountedSource(), NUM_IMAGES)
+    rows = [0, 1, 0]
+    for _ in range(3):
+        features = cache.features([paths[row] for row in rows], images[rows])
+        for cached, computed in zip(features, CountedSource()(images[rows]), strict=True):
+            torch.testing.assert_close(cached, computed)
+    cache.raise_if_changed()
+
+
 class Flipping(Folder):
     """Mirrors images but the first every other time, where only their pixels show it and Lightning expects it."""
 

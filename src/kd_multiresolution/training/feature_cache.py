@@ -128,7 +128,8 @@ class FeatureCache:
         """
         known = [index for index, path in enumerate(paths) if path in self._rows]
         missing = [index for index, path in enumerate(paths) if path not in self._rows]
-        unchecked = [index for index in known if paths[index] in self._seen]
+        # Each once: a sampler for several processes may repeat an image.
+        unchecked = [*{paths[index]: index for index in known if paths[index] in self._seen}.values()]
         pixels = made(images) if missing or unchecked else None
         parts = []
         if known:
