@@ -121,8 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             try:
                 hub_cache.fill(Path(cache), backbone, layers, weights)
             except ValueError as error:
-                msg = f"{weights}: {error}"
-                raise SystemExit(msg) from error
+                raise SystemExit(str(error)) from error
             hub_cache.use(Path(cache))
         for trial in track(trials, description="peers"):
             file, checkpoint = output / "trials" / f"{trial.stem}.json", checkpoint_of(trial, output)

@@ -102,7 +102,7 @@ class ImageFiles(OneClassDataset):
 
 
 class OneClassDataModule(CheckedDataModule):
-    """Base of the one-class data modules: a validation split that always works.
+    """Base of the one-class data modules: test images stay in the order in which the set brings them.
 
     Args:
         **kwargs: the arguments of :class:`CheckedDataModule`.
