@@ -113,7 +113,7 @@ def calibrate(
         )
         _, deviation, count = mean_and_deviation(normal_means, reduce)
         of_means = gains(normal_means, defective_means, deviation, reduce).max()
-        whole, why = _differ_as_a_whole(float(of_disagreement), float(of_means), count)
+        whole, why = _differ_as_a_whole(float(of_disagreement), float(of_means), int(count))
     model.judged_as_whole.fill_(whole)
     of_images = torch.cat([model.as_a_whole(features, local) for features, local, _ in predicted])
     read = model.read(normal_maps, positions[0], of_images, image_size)
@@ -137,7 +137,7 @@ def _maps(model: KdMultiresolutionDualModel, predicted: Iterable[Predicted]) -> 
 def _distribution(scores: Tensor, reduce: Reduce) -> NormalScores:
     mean, deviation, count = mean_and_deviation(scores[:, None], reduce)
     deviation = torch.maximum(deviation, LEAST_DEVIATION * mean.abs())
-    return NormalScores(float(mean), float(deviation), count, tuple(scores.tolist()))
+    return NormalScores(float(mean), float(deviation), int(count), tuple(scores.tolist()))
 
 
 def gains(normal: Tensor, defective: Tensor, deviation: Tensor, reduce: Reduce) -> Tensor:
@@ -261,15 +261,15 @@ def _weigh_channels(model: KdMultiresolutionDualModel, predicted: Sequence[Predi
             value.set(values / count)
 
 
-def mean_and_deviation(rows: Tensor, reduce: Reduce) -> tuple[Tensor, Tensor, int]:
-    """Return mean and sample standard deviation over the rows of all processes, and their number.
+def mean_and_deviation(rows: Tensor, reduce: Reduce) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean and sample standard deviation over the rows of all processes, (K,), and their number, ().
 
     Args:
         rows: (N, K), this process's.
         reduce: sums over all processes.
     """
     wide = exact(rows)
-    count = int(reduce(torch.tensor(float(len(rows)), device=rows.device)))
+    count = reduce(wide.new_full((), len(rows)))  # as a number it would make the host wait for a GPU
     mean = reduce(wide.sum(0)) / count
     variance = reduce((wide - mean).square().sum(0)) / (count - 1)
     return mean.to(rows), variance.sqrt().to(rows), count

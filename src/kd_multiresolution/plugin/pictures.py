@@ -36,8 +36,8 @@ def picture_statistics(
     down = _mean(grey.diff(dim=1).abs(), judged[:, 1:] & judged[:, :-1])
     right = _mean(grey.diff(dim=2).abs(), judged[:, :, 1:] & judged[:, :, :-1])
     steps = (down + right) / 2
-    found = (brightness, contrast, steps / contrast.clamp_min(SMALLEST_CONTRAST))
-    return {name: values.tolist() for name, values in zip(STATISTICS, found, strict=True)}
+    found = torch.stack([brightness, contrast, steps / contrast.clamp_min(SMALLEST_CONTRAST)])
+    return dict(zip(STATISTICS, found.tolist(), strict=True))
 
 
 def normalizations(transform: object) -> Iterator[Normalize]:
