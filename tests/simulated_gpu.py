@@ -1,11 +1,10 @@
 """A GPU for tests, simulated: tensors that lie on a device of their own, and whose numbers the CPU computes.
 
-What a GPU refuses is refused, an operator on tensors of it and of the host, and where a host would wait for it is
-counted.
+An operator on tensors of it and of the host is refused, as on a GPU, and it is counted where a host would wait for it.
 
-A script: ``python simulated_gpu.py FOLDER MODEL...`` trains and tests each model on the pictures below the folder, on
-the CPU and on this device. It prints what both predict, and the waits of each epoch, as JSON. It is a process of its
-own: torch has to know of a device before anything else is done with it.
+A script, which ``test_gpu.py`` starts: ``simulated_gpu.py FOLDER MODEL...`` trains and tests each model on the pictures
+below the folder, on the CPU and on this device. It prints what both predict, the waits of each epoch, and those of its
+steps, as JSON. It is a process of its own: torch has to know of a device before anything else is done with it.
 """
 
 from __future__ import annotations
@@ -35,7 +34,11 @@ from kd_multiresolution.training import optimizer
 aten = torch.ops.aten
 COPIES = {aten._to_copy.default, aten.copy_.default}  # between devices
 INDEXING = {aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default}  # by a host's indices, too
-OF_UNKNOWN_SIZE = {aten.nonzero.default, aten.masked_select.default, aten._unique2.default}
+READING = {  # the host needs a number, or the size of the result
+    aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default, aten.masked_select.default,
+    aten._unique2.default, aten.unique_dim.default, aten.unique_consecutive.default, aten.bincount.default,
+    aten.repeat_interleave.Tensor,
+}  # fmt: skip
 
 EPOCHS = 4
 MODELS: dict[str, Callable[..., Any]] = {
@@ -131,8 +134,9 @@ def computed(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
             return result
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     ours = [tensor for tensor in tensors if isinstance(tensor, OnGpu)]
+    indices = tree_leaves(args[1]) if function in INDEXING else []
     theirs = [tensor for tensor in tensors if not isinstance(tensor, OnGpu) and tensor.ndim]
-    if ours and theirs and function not in COPIES and (function not in INDEXING or args[0] is theirs[0]):
+    if ours and function not in COPIES and any(all(tensor is not index for index in indices) for tensor in theirs):
         msg = f"{function}: expected all tensors to be on one device, not {[tensor.device for tensor in tensors]}"
         raise RuntimeError(msg)
     device = kwargs.get("device")
@@ -141,12 +145,12 @@ def computed(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     if stays and generator is not None:
         msg = f"{function}: expected a generator of the simulated device, not {generator.device}"
         raise RuntimeError(msg)
-    by_mask = function in INDEXING and any(
-        part.dtype == torch.bool for part in tree_leaves(args[1]) if part is not None
-    )
-    reads = function is aten._local_scalar_dense.default or function in OF_UNKNOWN_SIZE or by_mask
-    to_host = function in COPIES and not (stays and isinstance(args[0], OnGpu)) and not kwargs.get("non_blocking")
-    waits += bool(ours) and (reads or to_host)
+    by_mask = any(index.dtype == torch.bool for index in indices if index is not None)
+    is_copy_to_host = function is aten._to_copy.default and not stays
+    if function is aten.copy_.default:
+        is_copy_to_host = not isinstance(args[0], OnGpu)
+    at_once = kwargs.get("non_blocking") or (function is aten.copy_.default and args[2:3] == (True,))
+    waits += bool(ours) and (function in READING or by_mask or (is_copy_to_host and not at_once))
     on_host = {id(tensor.host): tensor for tensor in ours}
     result = function(*tree_map(_on_host, args), **tree_map(_on_host, kwargs))
     if function is aten.copy_.default:
@@ -176,7 +180,9 @@ _kernels = torch.library.Library("aten", "IMPL")
 _every_other = torch.library.Library("_", "IMPL")
 _kernels.impl("empty.memory_format", lambda *a, **k: computed(aten.empty.memory_format, a, k), "PrivateUse1")
 _kernels.impl("empty_strided", lambda *a, **k: computed(aten.empty_strided.default, a, k), "PrivateUse1")
-_kernels.impl("_copy_from", lambda a, b, wait=False: computed(aten.copy_.default, (b, a), {}), "PrivateUse1")
+_kernels.impl(
+    "_copy_from", lambda a, b, at_once=False: computed(aten.copy_.default, (b, a, at_once), {}), "PrivateUse1"
+)
 _every_other.fallback(lambda function, *a, **k: computed(function, a, k), "PrivateUse1")
 
 
@@ -211,29 +217,37 @@ class SimulatedGpu(Accelerator):
         return "simulated"
 
 
-class EpochWaits(Callback):
-    """Counts the waits of each epoch, with all that follows it."""
+class Waits(Callback):
+    """Counts the waits of each epoch but the last, with all that follows it, and of the steps after the first epoch."""
 
     def __init__(self) -> None:
-        self.found: list[int] = []
-        self._before = 0
+        self.of_epochs: list[int] = []
+        self.of_steps: list[int] = []
+        self._epoch = self._step = 0
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         assert next(pl_module.parameters()).device == trainer.strategy.root_device
         if trainer.current_epoch:
-            self.found.append(waits - self._before)
-        self._before = waits
+            self.of_epochs.append(waits - self._epoch)
+        self._epoch = waits
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._step = waits
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.current_epoch:
+            self.of_steps.append(waits - self._step)
 
 
-def run(root: Path, name: str, *, simulated: bool) -> tuple[dict[str, list[float]], list[int]]:
-    """Train, test and predict; return what is predicted, and the waits of each epoch but the last."""
+def run(root: Path, name: str, *, simulated: bool) -> tuple[dict[str, list[float]], Waits]:
+    """Train, test and predict; return metrics and what is predicted, and the waits of the training."""
     model = MODELS[name]("small_vgg", image_size=32, epochs=EPOCHS)
     data = Folder(
         "parts", root=root, normal_dir="good", abnormal_dir="bad", num_workers=0, train_batch_size=8,
         val_split_mode="same_as_test",
     )  # fmt: skip
     torch.manual_seed(0)  # anomalib's split of the images depends on it
-    counted = EpochWaits()
+    counted = Waits()
     where: dict[str, Any] = {"accelerator": "cpu"}
     if simulated:
         where = {"strategy": SingleDeviceStrategy(GPU, accelerator=SimulatedGpu())}
@@ -246,8 +260,8 @@ def run(root: Path, name: str, *, simulated: bool) -> tuple[dict[str, list[float
         (metrics,) = engine.test(model, datamodule=data, verbose=False)
         batches = engine.predict(model, datamodule=data) or []
         scores = [score for batch in batches for score in batch.pred_score.tolist()]
-        peaks = [peak for batch in batches for peak in batch.anomaly_map.amax((-1, -2)).flatten().tolist()]
-    return {"metrics": [*metrics.values()], "scores": scores, "peaks": peaks}, counted.found
+        maps = [number for batch in batches for number in batch.anomaly_map.flatten().tolist()]
+    return {"metrics": [*metrics.values()], "scores": scores, "maps": maps}, counted
 
 
 def main(root: Path, names: list[str]) -> None:
@@ -257,7 +271,7 @@ def main(root: Path, names: list[str]) -> None:
     for name in names:
         on_cpu, _ = run(root, name, simulated=False)
         on_gpu, waited = run(root, name, simulated=True)
-        found[name] = {"cpu": on_cpu, "gpu": on_gpu, "waits": waited}
+        found[name] = {"cpu": on_cpu, "gpu": on_gpu, "epochs": waited.of_epochs, "steps": waited.of_steps}
     sys.stdout.write("\n" + json.dumps(found))
 
 

@@ -10,10 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils import backend_registration
 
 from tests import faults
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+        reason="this torch takes no device that is written in Python",
+    ),
+]
 
 PROGRAM = Path(__file__).with_name("simulated_gpu.py")
 MODELS = ["gradient", "discrepancy", "smooth_grad", "dual", "dual_in_a_file"]
@@ -38,10 +45,11 @@ def test_scores_and_maps_are_those_of_a_cpu(found: dict[str, Any], model: str) -
     on_cpu, on_gpu = found[model]["cpu"], found[model]["gpu"]
     assert len({*on_cpu["scores"]}) > 6
     for name, values in on_cpu.items():
-        assert on_gpu[name] == pytest.approx(values, rel=1e-4), name
+        assert on_gpu[name] == pytest.approx(values, rel=1e-4, abs=1e-5), name
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_waits_of_an_epoch_are_few(found: dict[str, Any], model: str) -> None:
-    _, *later = found[model]["waits"]  # in the first epoch images are looked at
+def test_no_step_waits_and_an_epoch_does_a_few_times(found: dict[str, Any], model: str) -> None:
+    _, *later = found[model]["epochs"]  # in the first epoch images are looked at
     assert 0 < max(later) <= MOST_WAITS
+    assert found[model]["steps"] == [0] * len(found[model]["steps"]) != []

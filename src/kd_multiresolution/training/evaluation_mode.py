@@ -14,7 +14,8 @@ from torch import nn
 def mark_of(model: nn.Module) -> bytes:
     """Return what tells a model's weights from any others; the frozen source's, which never change, are left out.
 
-    Statistics of batch norm count as well, and weights that were put in place by somebody else than a step.
+    Statistics of batch norm count as well, and weights that were put in place by somebody else than a step. All of them
+    are on one device.
     """
     tensors = [tensor for name, tensor in sorted(model.state_dict().items()) if not name.startswith("source.")]
     parts = [tensor.detach().contiguous().flatten().view(torch.uint8) for tensor in tensors if torch.is_tensor(tensor)]
